@@ -1,0 +1,172 @@
+"""The causal 3D VAE: encoder, decoder, and the choice between whole and tiled.
+
+Names are the released checkpoint's, so its keys load as they are. Inference goes through `encode` and `decode`;
+training through `moments` and `pixels`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidFrames, InvalidSize
+from ..geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, check_frames
+from ..host import HeadlessHost, Host
+from .blocks import NORM_EPS, DownBlock, MidBlock, UpBlock, norm_silu
+from .causal import CausalConv3d
+from .config import STRIDES, UPSAMPLES, VAEConfig
+from .posterior import DiagonalGaussian
+from .tiling import Axis, TileFn, Tiles, tile_space, tile_time
+
+
+class Encoder(nn.Module):
+    """[B, 3, F, H, W] to moments [B, 2C, T, H/8, W/8], before the quantisation convolution."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_channels, config.norm_groups
+        self.conv_in = CausalConv3d(3, widths[0])
+        self.down_blocks = nn.ModuleList(
+            [
+                DownBlock(before, width, config.layers_per_block, groups, stride)
+                for before, width, stride in zip((widths[0], *widths), widths, (*STRIDES, None), strict=False)
+            ]
+        )
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(norm_silu(self.conv_norm_out, self.mid_block(x)))
+
+
+class Decoder(nn.Module):
+    """[B, C, T, H, W] to [B, 3, 4(T - 1) + 1, 8H, 8W]; nothing bounds the output."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_channels[::-1], config.norm_groups
+        self.conv_in = CausalConv3d(config.latent_channels, widths[0])
+        self.mid_block = MidBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList(
+            [
+                UpBlock(before, width, config.layers_per_block + 1, groups, factors)
+                for before, width, factors in zip((widths[0], *widths), widths, (*UPSAMPLES, None), strict=False)
+            ]
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_out = CausalConv3d(widths[-1], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(norm_silu(self.conv_norm_out, x))
+
+
+class CausalVideoVAE(nn.Module):
+    """HunyuanVideo's VAE. Pixels are -1..1; latents are unscaled (multiply by `config.scaling` for the transformer)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv3d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv3d(config.latent_channels, config.latent_channels, 1)
+
+    def moments(self, video: Tensor) -> Tensor:
+        """Mean and log variance [B, 2C, T, H, W] of a whole video: one pass, gradients allowed."""
+        return self.quant_conv(self.encoder(video))
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Whole latents to video: one pass, gradients allowed."""
+        return self.decoder(self.post_quant_conv(latents))
+
+    @torch.no_grad()
+    def encode(self, video: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> DiagonalGaussian:
+        """The posterior of video [B, 3, F, H, W] in -1..1, one batch item at a time.
+
+        F is 4k + 1, H and W multiples of 8. tiles=None is untiled; Tiles() is the reference. An image is one frame.
+        Raises InvalidFrames, InvalidSize, or what host raises when the user cancels (asked before every tile).
+        """
+        check_frames(video.shape[2])
+        if any(n % SPATIAL_COMPRESSION for n in video.shape[3:]):
+            raise InvalidSize(f"The video is {video.shape[4]} x {video.shape[3]} pixels, not multiples of 8.")
+        time, space = (tiles.time, tiles.space) if tiles else (None, None)
+        moments = self._map(
+            video,
+            self.moments,
+            time and (time * TEMPORAL_COMPRESSION, time),
+            space and (space * SPATIAL_COMPRESSION, space),
+            host,
+        )
+        return DiagonalGaussian.from_moments(moments)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Tensor:
+        """Video [B, 3, 4(T - 1) + 1, 8H, 8W] (about -1..1, not clamped) of unscaled latents [B, C, T, H, W].
+
+        tiles and host as in `encode`. The dtype is the VAE's.
+        """
+        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or latents.shape[2] < 1:
+            raise InvalidFrames(
+                f"Latents are {list(latents.shape)}, but must be [B, {self.config.latent_channels}, T, H, W]."
+            )
+        time, space = (tiles.time, tiles.space) if tiles else (None, None)
+        return self._map(
+            latents,
+            self.pixels,
+            time and (time, time * TEMPORAL_COMPRESSION),
+            space and (space, space * SPATIAL_COMPRESSION),
+            host,
+        )
+
+    def _map(
+        self,
+        x: Tensor,
+        whole: TileFn,
+        time: tuple[Axis, Axis] | None,
+        space: tuple[Axis, Axis] | None,
+        host: Host | None,
+    ) -> Tensor:
+        """Apply `whole` to x, cut where it is longer than a tile: time outside, space inside, as the reference does."""
+        host = host or HeadlessHost()
+        weight = self.quant_conv.weight
+        total = x.shape[0] * _count(x.shape[2:], time, space)
+        done = 0
+
+        def one_tile(tile: Tensor) -> Tensor:
+            nonlocal done
+            host.check_interrupt()
+            result = whole(tile)
+            done += 1
+            host.step(done, total)
+            return result
+
+        def one_span(span: Tensor) -> Tensor:
+            if space and max(span.shape[3:]) > space[0].length:
+                return tile_space(span, one_tile, *space)
+            return one_tile(span)
+
+        def one_item(item: Tensor) -> Tensor:
+            item = item.to(weight)
+            if time and item.shape[2] > time[0].length:
+                return tile_time(item, one_span, *time)
+            return one_span(item)
+
+        items = [one_item(item) for item in x.split(1)]
+        return items[0] if len(items) == 1 else torch.cat(items)
+
+
+def _count(shape: torch.Size, time: tuple[Axis, Axis] | None, space: tuple[Axis, Axis] | None) -> int:
+    frames, height, width = shape
+    count = 1
+    if space and max(height, width) > space[0].length:
+        count = len(space[0].starts(height)) * len(space[0].starts(width))
+    if time and frames > time[0].length:
+        count *= sum(1 for start in time[0].starts(frames) if start == 0 or frames - start > 1)
+    return count

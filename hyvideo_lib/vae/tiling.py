@@ -1,0 +1,149 @@
+"""Cutting a video into overlapping tiles, and blending what comes out of them, as the reference does.
+
+Pure functions over tensors [B, C, T, H, W]; what happens to a tile is a function given by the caller. The group norms
+and the attention see one tile at a time, so the tile size is part of the result. Tiles are blended in place: a tile is
+mixed with neighbours that were mixed already. Only the strips that a later tile still needs are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidTiles
+from ..geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+
+TileFn = Callable[[Tensor], Tensor]
+H_AXIS, W_AXIS, T_AXIS = 3, 4, 2
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tile size in pixels and frames, and the overlapping fraction. The defaults are the reference's."""
+
+    size: int = 256
+    frames: int = 64
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise InvalidTiles(f"tile overlap is {self.overlap}, but must be at least 0 and below 1; usual is 0.25.")
+        for name, value, unit in (
+            ("size", self.size, SPATIAL_COMPRESSION),
+            ("frames", self.frames, TEMPORAL_COMPRESSION),
+        ):
+            latents = value // unit
+            shared = latents * self.overlap
+            if value < unit or value % unit or abs(shared - round(shared)) > 1e-6:
+                raise InvalidTiles(
+                    f"tile {name} is {value}, but with an overlap of {self.overlap} it must be a multiple of {unit} "
+                    f"whose {self.overlap:.0%} is one too, or the joined video would have the wrong length. "
+                    f"With an overlap of 0.25: multiples of {4 * unit}."
+                )
+
+    @property
+    def space(self) -> Axis:
+        """One spatial axis, in latents."""
+        return Axis.of(self.size // SPATIAL_COMPRESSION, self.overlap)
+
+    @property
+    def time(self) -> Axis:
+        """The time axis, in latent frames."""
+        return Axis.of(self.frames // TEMPORAL_COMPRESSION, self.overlap)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tile length, step from tile to tile, and shared length, in one unit."""
+
+    length: int
+    stride: int
+    shared: int
+
+    @classmethod
+    def of(cls, length: int, overlap: float) -> Axis:
+        shared = round(length * overlap)
+        return cls(length, length - shared, shared)
+
+    def __mul__(self, factor: int) -> Axis:
+        return Axis(self.length * factor, self.stride * factor, self.shared * factor)
+
+    def starts(self, size: int) -> range:
+        return range(0, size, self.stride)
+
+
+def blend(before: Tensor, tile: Tensor, axis: int, extent: int) -> None:
+    """Fade from `before` into `tile` over the first `extent` elements of the tile's axis, in place.
+
+    The last elements of `before` lie over the first of `tile`; at the very first the result is `before` alone.
+    """
+    n = min(before.shape[axis], tile.shape[axis], extent)
+    if n == 0:
+        return
+    shape = [1] * tile.ndim
+    shape[axis] = n
+    weight = (torch.arange(n, device=tile.device, dtype=torch.float32) / n).to(tile.dtype).view(shape)
+    head = tile.narrow(axis, 0, n)
+    head.copy_(before.narrow(axis, before.shape[axis] - n, n) * (1 - weight) + head * weight)
+
+
+def tail(tile: Tensor, axis: int, extent: int) -> Tensor:
+    """A copy of the last `extent` elements (fewer if the tile is shorter): all that a later blend reads."""
+    n = min(extent, tile.shape[axis])
+    return tile.narrow(axis, tile.shape[axis] - n, n).clone()
+
+
+def tile_space(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor:
+    """Run tile_fn over spatial tiles of x and join the results. source, target: the axis in units of x and of the result."""
+    height, width = x.shape[H_AXIS:]
+    joined: Tensor | None = None
+    above: list[Tensor] = []  # bottom strips of the row before, blended
+    for row, top in enumerate(source.starts(height)):
+        below: list[Tensor] = []
+        left: Tensor | None = None  # right strip of the tile before, blended
+        for column, start in enumerate(source.starts(width)):
+            tile = tile_fn(x[..., top : top + source.length, start : start + source.length])
+            if row:
+                blend(above[column], tile, H_AXIS, target.shared)
+            if left is not None:
+                blend(left, tile, W_AXIS, target.shared)
+            below.append(tail(tile, H_AXIS, target.shared))
+            left = tail(tile, W_AXIS, target.shared)
+            kept = tile[..., : target.stride, : target.stride]
+            if joined is None:
+                size = [n * target.stride // source.stride for n in (height, width)]
+                joined = kept.new_empty(*kept.shape[:H_AXIS], *size)
+            y, x0 = row * target.stride, column * target.stride
+            joined[..., y : y + kept.shape[H_AXIS], x0 : x0 + kept.shape[W_AXIS]] = kept
+        above = below
+    assert joined is not None
+    return joined
+
+
+def tile_time(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor:
+    """Run tile_fn over tiles in time and join the results.
+
+    Every tile takes one element more than its length. For all but the first, the extra one in front only stands in for
+    the frame that is alone in a causal video, and what it turns into is dropped.
+    """
+    pieces: list[Tensor] = []
+    before: Tensor | None = None
+    for index, start in enumerate(source.starts(x.shape[T_AXIS])):
+        piece = x[:, :, start : start + source.length + 1]
+        if index and piece.shape[T_AXIS] == 1:
+            break  # nothing but the dropped element
+        tile = tile_fn(piece)
+        if before is not None:
+            tile = tile[:, :, 1:]
+            blend(before, tile, T_AXIS, target.shared)
+        before = tail(tile, T_AXIS, target.shared)
+        pieces.append(tile[:, :, : target.stride + (index == 0)])
+    return torch.cat(pieces, dim=T_AXIS)
+
+
+def num_tiles(size: int, axis: Axis) -> int:
+    """Tiles along an axis of `size` elements; 1 where it fits into one tile."""
+    return 1 if size <= axis.length else len(axis.starts(size))
