@@ -1,0 +1,128 @@
+"""The sampling loop: from noisy latents along a list of noise levels to clean ones, with progress, previews,
+interruption, and a check on every step that the numbers are still numbers.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidSetting, NonFiniteOutput
+from ..host import HeadlessHost, Host
+from .solvers import VelocityFn, find_solver
+
+
+@torch.no_grad()
+def denoise(
+    velocity_fn: VelocityFn,
+    latents: Tensor,
+    sigmas: Tensor,
+    solver: str = "euler",
+    host: Host | None = None,
+    clean_first: Tensor | None = None,
+) -> Tensor:
+    """Run a solver over all levels and return the latents at the last one, in the transformer's scale.
+
+    latents: [B, C, T, H, W] at level sigmas[0]; noise itself if that is 1. The state is kept in float32 (float64
+    if given so). sigmas: [steps + 1], strictly falling within 1..0. solver: a name in SOLVERS.
+    clean_first: [B or 1, C, 1, H, W], clean latents of a given first frame (image to video by token replace): they are
+    in place at every model call and after every step, and only the other frames move.
+    Raises InvalidSetting, NonFiniteOutput, and whatever `host.check_interrupt` raises before a model call.
+    """
+    run = find_solver(solver).start()
+    levels = check_levels(sigmas)
+    steps = len(levels) - 1
+    host = host or HeadlessHost()
+    if latents.dtype != torch.float64:
+        latents = latents.float()
+    if clean_first is not None:
+        clean_first = check_first_frame(clean_first.to(latents), latents)
+        velocity_fn = hold_first_frame(velocity_fn)
+    model = _ObservedModel(velocity_fn, host)
+
+    host.stage("sampling", steps)
+    latents = replace_first_frame(latents, clean_first)
+    for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
+        latents = replace_first_frame(run.step(model, latents, sigma, sigma_next), clean_first)
+        _check_finite(latents, f"Step {i + 1} of {steps} (sigma {sigma:.4g})")
+        host.step(i + 1, steps)
+        host.preview(model.estimate())
+    return latents
+
+
+def replace_first_frame(latents: Tensor, first: Tensor | None) -> Tensor:
+    """Latents [B, C, T, H, W] with frame 0 from `first` [B or 1, C, 1, H, W], as a copy; unchanged if that is None."""
+    if first is None:
+        return latents
+    return torch.cat([first.expand(len(latents), -1, -1, -1, -1), latents[:, :, 1:]], dim=2)
+
+
+def hold_first_frame(velocity_fn: VelocityFn) -> VelocityFn:
+    """The velocity with frame 0 at rest.
+
+    Velocity 0 makes a clean frame stay where it is under every solver (in the middle of a step too, where Heun calls
+    the model), and makes it its own estimate of the clean data. What the model says about that frame is not used.
+    """
+
+    def held(latents: Tensor, sigma: float) -> Tensor:
+        velocity = velocity_fn(latents, sigma)
+        return replace_first_frame(velocity, torch.zeros_like(velocity[:, :, :1]))
+
+    return held
+
+
+def check_levels(sigmas: Tensor) -> list[float]:
+    """The sigmas as floats. Raises InvalidSetting unless they fall strictly, within 1..0, over at least one step."""
+    levels: list[float] = sigmas.flatten().tolist()
+    falling = all(high > low for high, low in pairwise(levels))
+    if sigmas.ndim != 1 or len(levels) < 2 or not falling or levels[0] > 1.0 or levels[-1] < 0.0:
+        raise InvalidSetting(
+            f"The noise levels {levels} do not fall strictly within 1..0 over at least one step. "
+            "Take them from make_sigmas, or a tail of them from truncate_sigmas."
+        )
+    return levels
+
+
+def check_first_frame(first: Tensor, latents: Tensor) -> Tensor:
+    """`first` itself. Raises InvalidSetting unless it is one frame of the latents' size, for all videos or each."""
+    batch, channels, _, height, width = latents.shape
+    if first.shape[1:] != (channels, 1, height, width) or len(first) not in (1, batch):
+        raise InvalidSetting(
+            f"The clean first frame is {list(first.shape)}, but must be {[batch, channels, 1, height, width]} "
+            "(videos, channels, frames, height, width). Encode the image at the size of the video."
+        )
+    return first
+
+
+class _ObservedModel:
+    """A velocity function that lets the host interrupt before each call, and remembers the last call for previews."""
+
+    def __init__(self, velocity_fn: VelocityFn, host: Host) -> None:
+        self._velocity_fn, self._host = velocity_fn, host
+        self._last: tuple[Tensor, float, Tensor] | None = None
+
+    def __call__(self, latents: Tensor, sigma: float) -> Tensor:
+        self._host.check_interrupt()
+        velocity = self._velocity_fn(latents, sigma)
+        self._last = latents, sigma, velocity
+        return velocity
+
+    def estimate(self) -> Tensor:
+        """The clean latents the last call aimed at, float32."""
+        assert self._last is not None
+        latents, sigma, velocity = self._last
+        return (latents - sigma * velocity).float()
+
+
+def _check_finite(latents: Tensor, where: str) -> None:
+    """A run that went to NaN would decode to a black video without any error; stop it where it happened."""
+    finite = torch.isfinite(latents).flatten(1).all(dim=1)  # [B]
+    if not bool(finite.all()):
+        broken = [i + 1 for i, ok in enumerate(finite.tolist()) if not ok]
+        raise NonFiniteOutput(
+            f"{where} gave NaN or infinity in video {', '.join(map(str, broken))} of {len(latents)}; the result would "
+            "be black. float16 overflows in this model: compute in bfloat16 or float32. If it does already, a weight "
+            "file or a LoRA is damaged or does not belong to this model."
+        )

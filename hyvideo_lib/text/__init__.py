@@ -1,0 +1,33 @@
+"""Text conditioning: prompts to the embeddings that the transformer reads.
+
+Two encoders see every prompt: a Llama-type language model gives one vector per token (`llm`), CLIP-L one vector for the
+whole prompt (`clip`); `encode_prompt` runs both. Layers come from `transformers`, imported when an encoder is built.
+"""
+
+from __future__ import annotations
+
+from .clip import ClipEncoderConfig, ClipTextEncoder
+from .encode import TextEmbeds, encode_prompt, stack_embeds
+from .image_crop import crop_image_text
+from .llm import LlamaEncoderConfig, LlamaTextEncoder, build_llama
+from .templates import TEMPLATES, PromptTemplate
+from .tokenizer import build_llama3_tokenizer, load_tokenizer
+from .tokens import PromptTokens, tokenize_prompt
+
+__all__ = [
+    "TEMPLATES",
+    "ClipEncoderConfig",
+    "ClipTextEncoder",
+    "LlamaEncoderConfig",
+    "LlamaTextEncoder",
+    "PromptTemplate",
+    "PromptTokens",
+    "TextEmbeds",
+    "build_llama",
+    "build_llama3_tokenizer",
+    "crop_image_text",
+    "encode_prompt",
+    "load_tokenizer",
+    "stack_embeds",
+    "tokenize_prompt",
+]

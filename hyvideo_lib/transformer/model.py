@@ -1,0 +1,165 @@
+"""The diffusion transformer: latents, noise level and text in, velocity out.
+
+Names are the released checkpoint's, so its keys load as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidSize
+from ..host import Host
+from . import lean
+from . import ops as default_ops
+from .blocks import DoubleBlock, SingleBlock
+from .config import TransformerConfig
+from .embedders import PatchEmbed, ScalarEmbed, VectorEmbed
+from .modulation import Condition, modulate
+from .ops import Ops
+from .refiner import TokenRefiner, valid_lengths
+from .rope import RopeSettings, rope_angles, rope_rotation
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and a Linear from tokens to patches. The order of its vectors is shift, scale."""
+
+    def __init__(self, config: TransformerConfig, ops: Ops) -> None:
+        super().__init__()
+        t, h, w = config.patch_size
+        self.linear = ops.Linear(config.hidden_size, t * h * w * config.out_channels)
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), ops.Linear(config.hidden_size, 2 * config.hidden_size)
+        )
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vec).unsqueeze(1).chunk(2, dim=-1)
+        if torch.is_grad_enabled():
+            return self.linear(modulate(x, shift, scale))
+        return lean.final_layer(x, shift, scale, self.linear)
+
+
+class HunyuanVideoTransformer(nn.Module):
+    """HunyuanVideo's MM-DiT. Weights may rest in any dtype; computing happens in `compute_dtype`."""
+
+    def __init__(
+        self, config: TransformerConfig, ops: Ops | None = None, compute_dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        layers: Ops = ops or default_ops  # type: ignore[assignment]
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.img_in = PatchEmbed(config.in_channels, config.hidden_size, config.patch_size, layers)
+        self.txt_in = TokenRefiner(config, layers)
+        self.time_in = ScalarEmbed(config.hidden_size, layers)
+        self.vector_in = VectorEmbed(config.pooled_dim, config.hidden_size, layers)
+        if config.has_guidance:
+            self.guidance_in = ScalarEmbed(config.hidden_size, layers)
+        self.double_blocks = nn.ModuleList([DoubleBlock(config, layers) for _ in range(config.num_double_blocks)])
+        self.single_blocks = nn.ModuleList([SingleBlock(config, layers) for _ in range(config.num_single_blocks)])
+        self.final_layer = FinalLayer(config, layers)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        text_mask: Tensor | None,
+        pooled_embeds: Tensor,
+        guidance: Tensor | float | None = None,
+        clean_first_frame: bool = False,
+        rope: RopeSettings = RopeSettings(),  # noqa: B008 (frozen)
+        host: Host | None = None,
+    ) -> Tensor:
+        """Velocity [B, C_out, T, H, W] in the compute dtype, of latents [B, C_in, T, H, W] in the transformer's scale.
+
+        timesteps [B], 0..1000, not rounded. text_embeds [B, L, text_dim]; text_mask [B, L], 1 where valid, valid tokens
+        first; None if all are. pooled_embeds [B, pooled_dim]. guidance: the scale itself (6.0), a number or [B];
+        ignored by models without it. clean_first_frame: I2V token replace, where latent frame 0 is free of noise. host
+        is asked for interruption before every block. Raises InvalidSize if H or W are odd, ValueError for a mask with
+        gaps.
+
+        Padding text never changes the result: prompts are trimmed to the longest, and what padding is left is masked.
+        """
+        dtype = self.compute_dtype
+        patches = [n // p for n, p in zip(latents.shape[2:], self.config.patch_size, strict=True)]
+        if any(n % p for n, p in zip(latents.shape[2:], self.config.patch_size, strict=True)):
+            raise InvalidSize(
+                f"Latents of {latents.shape[3]} x {latents.shape[4]} cannot be cut into 2 x 2 patches: width and "
+                "height in pixels must be multiples of 16."
+            )
+        grid = (patches[0], patches[1], patches[2])
+        text_embeds, text_mask, lengths = trim_text(text_embeds, text_mask)
+
+        condition = self.condition(timesteps, pooled_embeds, guidance, grid if clean_first_frame else None)
+        img = self.img_in(latents.to(dtype))  # [B, L, D]
+        txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
+        angles = rope_angles(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
+        img = self.run_blocks(img, txt, condition, rope_rotation(angles), lengths, host)
+        return self.unpatchify(self.final_layer(img, condition.vec), grid)
+
+    def condition(
+        self,
+        timesteps: Tensor,
+        pooled_embeds: Tensor,
+        guidance: Tensor | float | None,
+        clean_grid: tuple[int, int, int] | None,
+    ) -> Condition:
+        """The conditioning vectors. With clean_grid the first frame gets its own, at timestep 0 and without guidance."""
+        dtype = self.compute_dtype
+        pooled = self.vector_in(pooled_embeds.to(dtype))
+        vec = self.time_in(timesteps, dtype) + pooled
+        if self.config.has_guidance:
+            # Rounded to the compute dtype after the product, as in the reference: in bf16, 6.0 becomes 6016, not 6000.
+            scale = torch.as_tensor(6.0 if guidance is None else guidance, dtype=torch.float64, device="cpu")
+            scale = (scale * 1000).to(dtype).float().to(timesteps.device).expand(timesteps.shape)
+            vec = vec + self.guidance_in(scale, dtype)
+        if clean_grid is None:
+            return Condition(vec)
+        first = self.time_in(torch.zeros_like(timesteps), dtype) + pooled
+        return Condition(vec, first, clean_grid[1] * clean_grid[2])
+
+    def run_blocks(
+        self,
+        img: Tensor,
+        txt: Tensor,
+        condition: Condition,
+        rotation: Tensor,
+        lengths: list[int] | None,
+        host: Host | None,
+    ) -> Tensor:
+        """All blocks; returns the image tokens. Without gradients the lean forms run."""
+        is_lean = not torch.is_grad_enabled()
+        num_img = img.shape[1]
+        joint_lengths = None if lengths is None else [num_img + n for n in lengths]
+        for block in self.double_blocks:
+            if host:
+                host.check_interrupt()
+            run = (lean.double_block, block) if is_lean else (block,)
+            img, txt = run[0](*run[1:], img, txt, condition, rotation, joint_lengths)
+        x = torch.cat([img, txt], dim=1)
+        del img, txt
+        for block in self.single_blocks:
+            if host:
+                host.check_interrupt()
+            run = (lean.single_block, block) if is_lean else (block,)
+            x = run[0](*run[1:], x, condition, rotation, joint_lengths)
+        return x[:, :num_img]
+
+    def unpatchify(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """[B, L, C pt ph pw], channel slowest, to [B, C, T, H, W]."""
+        x = tokens.unflatten(-1, (self.config.out_channels, *self.config.patch_size)).unflatten(1, grid)
+        return x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def trim_text(text_embeds: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor | None, list[int] | None]:
+    """Cut the text to the batch's longest prompt. Returns (embeds, bool mask, lengths), the last two None if equal."""
+    if text_mask is None:
+        return text_embeds, None, None
+    text_mask = text_mask.bool()
+    lengths = valid_lengths(text_mask)
+    longest = max(lengths)
+    embeds = text_embeds[:, :longest]
+    if min(lengths) == longest:
+        return embeds, None, None
+    return embeds, text_mask[:, :longest], lengths

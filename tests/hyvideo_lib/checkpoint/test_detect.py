@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hyvideo_lib.checkpoint import inspect_file
+
+WriteFile = Callable[..., Path]
+EntriesOf = Callable[..., dict[str, tuple[list[int], str]]]
+
+# layout file -> kind, layout, variant, quantization
+USABLE = {
+    "tencent_transformer_t2v": ("transformer", "tencent", "t2v", "none"),
+    "tencent_transformer_i2v_v1_latent_concat": ("transformer", "tencent", "i2v_latent_concat", "none"),
+    "kijai_transformer_t2v_fp8_e4m3fn": ("transformer", "tencent", "t2v", "fp8_cast"),
+    "vae_tencent_diffusers": ("vae", "tencent", "", "none"),
+    "llama_hf": ("llama", "huggingface", "", "none"),
+    "llava_llama3_comfy_fp16": ("llama", "huggingface", "", "none"),
+    "clip_l_text": ("clip", "huggingface", "", "none"),
+}
+# layout file, key of its list -> kind, layout, a word of the reason
+REFUSED = {
+    ("comfy_transformer_t2v", "entries"): ("transformer", "comfyui", "ComfyUI's renamed layout"),
+    ("diffusers_transformer_t2v", "entries"): ("transformer", "diffusers", "diffusers layout"),
+    ("comfy_fp8_scaled_convention", "example_old"): ("transformer", "comfyui", "ComfyUI's renamed layout"),
+    ("llava_llama3_comfy_fp8_scaled", "entries"): ("llama", "huggingface", "comfyui_fp8_scaled"),
+}
+# names that tell models which are not ours
+OTHERS = {
+    "flux": (["double_blocks.0.img_attn.qkv.weight", "txt_in.weight"], "transformer", "Flux"),
+    "framepack": (
+        ["transformer_blocks.0.attn.to_q.weight", "clean_x_embedder.proj.weight"],
+        "transformer",
+        "FramePack",
+    ),
+    "1.5": (["double_blocks.0.img_attn_q.weight", "byt5_in.fc1.weight"], "transformer", "HunyuanVideo 1.5"),
+    "wan": (
+        ["model.diffusion_model.blocks.0.self_attn.q.weight", "model.diffusion_model.blocks.0.cross_attn.q.weight"],
+        "transformer",
+        "Wan",
+    ),
+    "comfyui vae": (["decoder.up.0.block.0.conv1.conv.weight", "decoder.conv_in.conv.weight"], "vae", "ComfyUI"),
+    "image vae": (["first_stage_model.decoder.up.0.block.0.conv1.weight"], "vae", "single images"),
+    "kohya lora": (["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"], "lora", "LoRA"),
+    "peft lora": (["transformer.double_blocks.0.img_attn_qkv.lora_A.weight"], "lora", "LoRA"),
+    "default lora": (["base_model.model.double_blocks.0.img_attn_qkv.lora_A.default.weight"], "lora", "LoRA"),
+    "t5": (["encoder.block.0.layer.0.SelfAttention.q.weight"], "t5", "T5"),
+    "vision": (
+        ["vision_model.embeddings.class_embedding", "vision_model.encoder.layers.0.mlp.fc1.weight"],
+        "vision",
+        "image",
+    ),
+}
+PREFIXES = {
+    "tencent_transformer_t2v": ("model.model.", "model.diffusion_model.", "diffusion_model.", "module."),
+    "vae_tencent_diffusers": ("vae.", "first_stage_model."),
+    "llama_hf": ("model.", "language_model.model.", "model.language_model."),
+}
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_released_layouts_are_recognised_at_full_size(
+    name: str, write_sparse: WriteFile, entries_of: EntriesOf
+) -> None:
+    entries = entries_of(name)
+    report = inspect_file(write_sparse(entries))
+    assert (report.kind, report.layout, report.variant, report.quantization) == USABLE[name]
+    assert (report.supported, report.reason) == (True, "")
+    assert report.num_tensors == len(entries)
+    assert report.num_parameters == sum(math.prod(shape) for shape, _ in entries.values())
+    assert sum(group.parameters for group in report.groups) == report.num_parameters
+    assert sum(group.num_bytes for group in report.groups) < report.file_size
+    assert not report.missing
+    assert not report.unexpected
+    assert not report.wrong_shapes
+
+
+def test_the_13b_transformer_is_measured(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    report = inspect_file(write_sparse(entries_of("kijai_transformer_t2v_fp8_e4m3fn")))
+    assert report.num_parameters == 12_821_012_544
+    assert report.num_tensors == 856
+    assert report.config is not None
+    sizes = ("hidden_size", "num_heads", "num_double_blocks", "num_single_blocks", "rope_axes", "has_guidance")
+    assert [report.config[name] for name in sizes] == [3072, 24, 20, 40, (16, 56, 56), True]
+    by_part = {(group.name, group.dtype): group.tensors for group in report.groups}
+    assert by_part["double_blocks", "float8_e4m3fn"] == 20 * 10
+    assert by_part["double_blocks", "bfloat16"] == 20 * 14
+    assert by_part["single_blocks", "float8_e4m3fn"] == 40 * 3
+    assert any("token replace" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("name", "key"), REFUSED)
+def test_other_layouts_are_named_and_refused(
+    name: str, key: str, write_sparse: WriteFile, entries_of: EntriesOf
+) -> None:
+    report = inspect_file(write_sparse(entries_of(name, key)))
+    kind, layout, words = REFUSED[name, key]
+    assert (report.kind, report.layout, report.supported) == (kind, layout, False)
+    assert words in report.reason
+
+
+@pytest.mark.parametrize(("names", "kind", "words"), OTHERS.values(), ids=OTHERS.keys())
+def test_other_models_are_named_and_refused(names: list[str], kind: str, words: str, write_sparse: WriteFile) -> None:
+    report = inspect_file(write_sparse({name: ([2, 2], "float32") for name in names}))
+    assert (report.kind, report.supported) == (kind, False)
+    assert words in report.reason
+
+
+@pytest.mark.parametrize(("name", "prefix"), [(name, prefix) for name in PREFIXES for prefix in PREFIXES[name]])
+def test_prefixes_are_seen_through(name: str, prefix: str, write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    entries = {prefix + key: value for key, value in entries_of(name).items()}
+    report = inspect_file(write_sparse({**entries, "another.thing": ([3], "float32")}))
+    assert (report.kind, report.prefix, report.supported) == (USABLE[name][0], prefix, True)
+    assert any("1 tensors do not belong" in note for note in report.notes)
+
+
+def test_unknown_file_is_shown_not_refused(write_sparse: WriteFile) -> None:
+    report = inspect_file(write_sparse({"some.weight": ([2, 2], "float32")}))
+    assert (report.kind, report.supported, report.config) == ("unknown", False, None)
+    assert report.some_names == ("some.weight",)
+    assert "some.weight" in report.reason
+
+
+def test_empty_file_is_unknown(write_sparse: WriteFile) -> None:
+    assert inspect_file(write_sparse({})).kind == "unknown"
+
+
+def test_missing_unexpected_and_wrong_tensors_are_listed(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    entries = entries_of("vae_tencent_diffusers")
+    del entries["quant_conv.bias"]
+    entries["decoder.extra.weight"] = ([4], "float32")
+    entries["decoder.conv_out.conv.bias"] = ([4], "float32")
+    report = inspect_file(write_sparse(entries))
+    assert not report.supported
+    assert report.missing == ("quant_conv.bias",)
+    assert report.unexpected == ("decoder.extra.weight",)
+    assert report.wrong_shapes == ("decoder.conv_out.conv.bias is [4], expected [3]",)
+    for fault in ("1 tensors are missing: quant_conv.bias", "not expected", "of a wrong shape"):
+        assert fault in report.reason
+
+
+def test_ten_names_of_many_are_listed(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    entries = {name: value for name, value in entries_of("vae_tencent_diffusers").items() if "mid_block" not in name}
+    report = inspect_file(write_sparse(entries))
+    assert len(report.missing) == 10
+    assert "52 tensors are missing" in report.reason
+    assert "and 42 more" in report.reason
+
+
+def test_a_shard_is_called_one(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    half = dict(list(entries_of("llama_hf").items())[:150])
+    report = inspect_file(write_sparse(half, name="model-00001-of-00004.safetensors"))
+    assert "part 1 of 4" in report.reason
+
+
+def test_integer_weights_are_refused(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    entries = entries_of("clip_l_text")
+    entries["text_model.encoder.layers.0.mlp.fc1.weight"] = ([3072, 768], "uint8")
+    assert "stored as uint8" in inspect_file(write_sparse(entries)).reason
+
+
+def test_scales_beside_weights_are_no_surprise(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    entries = entries_of("tencent_transformer_t2v_fp8")
+    scales = entries_of("tencent_transformer_t2v_fp8", "map_entries")
+    entries |= {f"{layer}.fp8_scale": value for layer, value in scales.items()}
+    report = inspect_file(write_sparse(entries))
+    assert (report.quantization, report.supported) == ("fp8_scale", True)
+
+
+def test_a_scale_without_its_weight_is_a_surprise(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    entries = entries_of("tencent_transformer_t2v_fp8") | {"double_blocks.99.fp8_scale": ([1], "float32")}
+    assert inspect_file(write_sparse(entries)).unexpected == ("double_blocks.99.fp8_scale",)
+
+
+def test_unneeded_parts_of_a_text_encoder_may_stand_or_be_missing(
+    write_sparse: WriteFile, entries_of: EntriesOf
+) -> None:
+    entries = entries_of("llama_hf")
+    del entries["norm.weight"]
+    entries["lm_head.weight"] = ([128320, 4096], "float16")
+    assert inspect_file(write_sparse(entries)).supported
+    clip = entries_of("clip_l_text")
+    clip["text_model.embeddings.position_ids"] = ([1, 77], "int64")
+    clip["logit_scale"] = ([], "float32")
+    clip["vision_model.post_layernorm.weight"] = ([1024], "float32")
+    assert inspect_file(write_sparse(clip)).supported
+
+
+def test_report_is_ready_for_json(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    path = write_sparse(entries_of("tencent_transformer_t2v"), metadata={"made": "here"})
+    report = json.loads(json.dumps(inspect_file(path).to_dict()))
+    assert report["kind"] == "transformer"
+    assert report["metadata"] == {"made": "here"}
+    assert report["config"]["rope_axes"] == [16, 56, 56]
+    assert report["groups"][0]["name"] == "double_blocks"
