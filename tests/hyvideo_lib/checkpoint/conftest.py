@@ -56,6 +56,7 @@ def write_sparse(tmp_path: Path) -> WriteFile:
             header[tensor] = {"dtype": code, "shape": list(shape), "data_offsets": [position, end]}
             position = end
         text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # as the safetensors package does, so that all data are aligned
         path = tmp_path / name
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)

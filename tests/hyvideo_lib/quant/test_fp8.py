@@ -44,7 +44,7 @@ def test_fp8_linear_equals_the_golden(golden: dict[str, torch.Tensor], dtype: to
 
 
 @pytest.mark.parametrize("dtype", FP8_DTYPES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(exponent=st.integers(-20, 20), seed=st.integers(0, 1000))
 def test_quantizing_keeps_every_large_weight_within_half_a_step(dtype: torch.dtype, exponent: int, seed: int) -> None:
     weight = torch.randn(16, 8, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent

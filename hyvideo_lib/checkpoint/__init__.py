@@ -1,0 +1,18 @@
+"""Files to models: what a file is, told from its header, and modules whose weights are the mapped file."""
+
+from .build import load_text_encoder, load_transformer, load_vae
+from .detect import FileReport, TensorGroup, inspect_file
+from .read import Header, TensorInfo, map_tensors, read_header
+
+__all__ = [
+    "FileReport",
+    "Header",
+    "TensorGroup",
+    "TensorInfo",
+    "inspect_file",
+    "load_text_encoder",
+    "load_transformer",
+    "load_vae",
+    "map_tensors",
+    "read_header",
+]

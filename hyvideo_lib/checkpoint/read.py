@@ -1,0 +1,289 @@
+"""safetensors files, lazily: a checked header, then tensors that are views of the mapped file.
+
+The format (huggingface/safetensors, README): 8 bytes little-endian N, N bytes of JSON {name: {dtype, shape,
+data_offsets}}, then the data, each tensor's bytes following the last one's without a hole. The header is read by hand
+because what is wrong with a file should be said in words, and because recognising a file must not need its gigabytes.
+Nothing is copied: a 13 GB file costs address space, and pages come in as they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import mmap
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+import torch
+
+from ..errors import FileMissing, FileTruncated, FileUnreadable, UnsupportedFile
+from .foreign import HEAD_BYTES, recognise_foreign
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a 13B transformer's header has about 0.1 MB
+MAX_DIMS = 16
+MAX_NAME = 256  # characters of a tensor's name; the longest known has about 80
+LENGTH_BYTES = 8
+_LINUX_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has the name since 3.13 only
+
+# safetensors name -> (bytes per element, torch's name)
+DTYPES: Mapping[str, tuple[int, str]] = MappingProxyType(
+    {
+        "BOOL": (1, "bool"),
+        "U8": (1, "uint8"),
+        "I8": (1, "int8"),
+        "F8_E4M3": (1, "float8_e4m3fn"),
+        "F8_E5M2": (1, "float8_e5m2"),
+        "F8_E8M0": (1, "float8_e8m0fnu"),
+        "I16": (2, "int16"),
+        "U16": (2, "uint16"),
+        "F16": (2, "float16"),
+        "BF16": (2, "bfloat16"),
+        "I32": (4, "int32"),
+        "U32": (4, "uint32"),
+        "F32": (4, "float32"),
+        "I64": (8, "int64"),
+        "U64": (8, "uint64"),
+        "F64": (8, "float64"),
+        "C64": (8, "complex64"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as the header describes it; `start` and `end` are byte offsets in the file."""
+
+    name: str
+    dtype: str  # torch's name: "bfloat16", "float8_e4m3fn", ...
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked safetensors header: the tensors in the file's order of names, its metadata, its length in bytes."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    file_size: int
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor, or None if the file has no such tensor."""
+        info = self.tensors.get(name)
+        return info.shape if info else None
+
+    def without_prefix(self, prefix: str) -> Header:
+        """Only the tensors whose names begin with `prefix`, under their names without it."""
+        if not prefix:
+            return self
+        tensors = {name.removeprefix(prefix): info for name, info in self.tensors.items() if name.startswith(prefix)}
+        return replace(self, tensors=MappingProxyType(tensors))
+
+
+def read_header(path: str | Path) -> Header:
+    """Read and check a header; touches no tensor.
+
+    Raises FileMissing, FileTruncated, FileUnreadable (not safetensors, or a damaged header) or UnsupportedFile (another
+    format, or a dtype unknown here).
+    """
+    path = Path(path)
+    with _open(path) as file:
+        file_size = file.seek(0, 2)
+        file.seek(0)
+        text = _read_header_text(file, path, file_size)
+    tensors, metadata = _parse(text, path, data_start=LENGTH_BYTES + len(text))
+    _check_layout(tensors, path, LENGTH_BYTES + len(text), file_size)
+    return Header(path, MappingProxyType(tensors), MappingProxyType(metadata), file_size)
+
+
+def map_tensors(header: Header) -> dict[str, torch.Tensor]:
+    """All tensors of a file as views of one private mapping: no bytes are read, none copied.
+
+    The mapping lives as long as any of the tensors. Writing into a tensor makes private pages and never reaches the
+    file. A tensor whose bytes do not start at a multiple of its element size cannot be viewed, so that one is copied.
+    The file must not be cut short by others while mapped. Raises FileTruncated if it changed since `read_header`.
+    """
+    with _open(header.path) as file:
+        size = file.seek(0, 2)
+        if size != header.file_size:
+            raise FileTruncated(
+                f"{header.path.name} changed from {header.file_size} to {size} bytes while it was being loaded. "
+                "Wait until its download or copy is finished, then load it again."
+            )
+        data = torch.frombuffer(_map_private(file), dtype=torch.uint8)
+
+    copied = 0
+
+    def view(info: TensorInfo) -> torch.Tensor:
+        nonlocal copied
+        dtype = getattr(torch, info.dtype, None)
+        if dtype is None:
+            raise UnsupportedFile(
+                f"{header.path.name} stores {info.name!r} as {info.dtype}, which this PyTorch ({torch.__version__}) "
+                "does not know. Update PyTorch, or use a bf16 file."
+            )
+        if info.num_bytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        raw = data[info.start : info.end]
+        if info.start % dtype.itemsize:
+            raw = raw.clone()
+            copied += info.num_bytes
+        return raw.view(dtype).view(info.shape)
+
+    tensors = {name: view(info) for name, info in header.tensors.items()}
+    if copied:
+        logger.warning(
+            "%s: %.1f MB of its tensors are misaligned and were copied into memory. Saved again with the safetensors "
+            "package the file can be used as it lies.",
+            header.path.name,
+            copied / 1e6,
+        )
+    return tensors
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        if path.is_dir():
+            raise FileUnreadable(f"{path} is a folder; give one .safetensors file inside it.")
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
+        raise FileMissing(f"There is no file {str(path)!r}. Check the name and the folder.") from error
+    except OSError as error:
+        raise FileUnreadable(f"{path} cannot be opened: {error.strerror or error}.") from error
+
+
+def _map_private(file: BinaryIO) -> mmap.mmap:
+    """Copy-on-write mapping of a whole file.
+
+    Linux refuses a writable private mapping larger than RAM and swap, as if all of it were to be written; NORESERVE
+    says that nobody is going to write 26 GB of weights.
+    """
+    try:
+        if sys.platform != "win32":
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", _LINUX_NORESERVE)
+            return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise FileUnreadable(f"{file.name} cannot be mapped into memory: {error}.") from error
+
+
+def _read_header_text(file: BinaryIO, path: Path, file_size: int) -> bytes:
+    """The JSON part of the header, after checking that this is a safetensors file at all."""
+    head = file.read(HEAD_BYTES)
+    length = int.from_bytes(head[:LENGTH_BYTES], "little")
+    begins_json = head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
+    if len(head) <= LENGTH_BYTES or length > MAX_HEADER_BYTES or not begins_json:
+        raise _not_safetensors(head, path, file_size)
+    if LENGTH_BYTES + length > file_size:
+        raise FileTruncated(
+            f"{path.name} is cut short inside its header: {LENGTH_BYTES + length} bytes of header, the file has "
+            f"{file_size}, {LENGTH_BYTES + length - file_size} are missing. Download or copy it again."
+        )
+    file.seek(LENGTH_BYTES)
+    return file.read(length)
+
+
+def _not_safetensors(head: bytes, path: Path, file_size: int) -> Exception:
+    foreign = recognise_foreign(head)
+    if foreign:
+        return foreign.error(f"{path.name} is {foreign.name}, not a safetensors file. {foreign.advice}")
+    if file_size <= LENGTH_BYTES:
+        what = "is empty" if file_size == 0 else f"has only {file_size} bytes"
+        return FileTruncated(f"{path.name} {what}; a safetensors file has a header first. Download or copy it again.")
+    if not any(head):
+        return FileTruncated(f"{path.name} begins with zeros: its download never finished. Download it again.")
+    return FileUnreadable(
+        f"{path.name} is not a safetensors file (it begins with {head[:12].hex(' ')}). Give a .safetensors file."
+    )
+
+
+def _parse(text: bytes, path: Path, data_start: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        metadata = entries.pop("__metadata__", {})
+        _require(isinstance(metadata, dict), "its metadata is not a table")
+        _require(all(isinstance(value, str) for value in metadata.values()), "its metadata holds more than text")
+        tensors = {name: _parse_tensor(name, entry, data_start) for name, entry in entries.items()}
+    except UnsupportedFile as error:
+        raise UnsupportedFile(f"{path.name}: {error}") from error
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8 and our own complaints are all ValueErrors
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise FileUnreadable(
+            f"{path.name} has a damaged safetensors header: {reason}. Download or copy the file again."
+        ) from error
+    return tensors, metadata
+
+
+def _parse_tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
+    name.encode("utf-8")  # a lone surrogate, allowed in JSON, would break every later message
+    _require(len(name) <= MAX_NAME, f"a tensor's name has {len(name)} characters")
+    _require(isinstance(entry, dict), f"{name!r} is not described by a table")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    _require(isinstance(dtype, str), f"{name!r} has no dtype")
+    _require(isinstance(shape, list) and len(shape) <= MAX_DIMS, f"{name!r} has no usable shape")
+    _require(isinstance(offsets, list) and len(offsets) == 2, f"{name!r} has no pair of data offsets")
+    _require(all(_is_size(number) for number in (*shape, *offsets)), f"{name!r} has a size that is no whole number")
+    if dtype not in DTYPES:
+        raise UnsupportedFile(f"{name!r} is stored as {dtype[:20]!r}; known dtypes are {', '.join(DTYPES)}.")
+    bytes_per_element, torch_name = DTYPES[dtype]
+    start, end = offsets
+    wanted, found = math.prod(shape) * bytes_per_element, end - start
+    _require(found == wanted, f"{name!r} should have {wanted} bytes by its shape, its offsets say {found}")
+    return TensorInfo(name, torch_name, tuple(shape), data_start + start, data_start + end)
+
+
+def _check_layout(tensors: Mapping[str, TensorInfo], path: Path, data_start: int, file_size: int) -> None:
+    """The data must be covered exactly, in one piece: anything else is a damaged or unfinished file."""
+    position = data_start
+    for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
+        if info.start != position:
+            problem = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
+            raise FileUnreadable(
+                f"{path.name} has a damaged safetensors header: {info.name!r} {problem}. Download or copy it again."
+            )
+        position = info.end
+    if position > file_size:
+        raise FileTruncated(
+            f"{path.name} is cut short: its header describes {position} bytes, the file has {file_size}, "
+            f"{position - file_size} are missing. Download or copy it again."
+        )
+    if position < file_size:
+        raise FileUnreadable(
+            f"{path.name} is damaged: it has {file_size - position} bytes more than its header describes. "
+            "Download or copy it again."
+        )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name[:MAX_NAME]!r} stands in it twice")
+    return table
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 2**63  # bool is an int, but not a size
+
+
+def _require(condition: bool, complaint: str) -> None:
+    if not condition:
+        raise ValueError(complaint)
