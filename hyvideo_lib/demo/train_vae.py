@@ -1,6 +1,6 @@
 """First stage of the demo's training: the causal VAE, from random weights.
 
-Small crops around the shape first (cheap, so many a step), then whole clips, because the norms see the whole clip: a
+Single frames first, then short crops around the shape (cheap, so many a step), then whole clips, because the norms see the whole clip: a
 VAE trained on small pieces alone leaves ghosts at full length. In part of the steps the decoder gets a window of a whole
 clip's latents, so that decoding in tiles stays good. At the end the latents are centred and scaled per channel, folded
 into the two 1x1x1 convolutions.
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..vae import CausalVideoVAE, DiagonalGaussian, VAEConfig
-from .training import Average, Checkpoint, cosine_rate, draw_batch
+from .training import Average, Checkpoint, MuonAdam, cosine_rate, draw_batch
 from .world import FRAMES, SCENES, SIZE, draw_clips
 
 log = logging.getLogger(__name__)
 
-CONFIG = VAEConfig(block_channels=(16, 32, 32, 32), layers_per_block=2, norm_groups=8, latent_channels=16)
+CONFIG = VAEConfig(block_channels=(16, 32, 32, 32), layers_per_block=2, norm_groups=4, latent_channels=16)
 KL_WEIGHT = 5e-4
 """Per latent number. High enough that the decoder forgives a little noise in the latents, which the sampler leaves."""
 
@@ -33,7 +33,7 @@ INITIAL_LOGVAR = -5.0
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: steps, clips a step, frames and pixels a clip, peak rate, share of steps on a window."""
+    """A stretch of training: steps, clips a step, frames and pixels a clip, rate, share of steps on a window."""
 
     steps: int
     batch: int
@@ -44,26 +44,28 @@ class Phase:
 
 
 PHASES = (
-    Phase(steps=1200, batch=8, frames=9, size=32, rate=2e-3),
-    Phase(steps=900, batch=2, frames=FRAMES, size=SIZE, rate=1e-3, windows=0.25),
+    Phase(steps=700, batch=16, frames=1, size=32, rate=1.0),
+    Phase(steps=600, batch=8, frames=9, size=32, rate=0.7),
+    Phase(steps=650, batch=2, frames=FRAMES, size=SIZE, rate=0.4, windows=0.25),
 )
+RATES = (4e-3, 2e-3)
+"""Peak rates of Muon and AdamW, which a phase scales."""
 
 
 def reconstruction_loss(found: Tensor, video: Tensor, coverage: Tensor) -> Tensor:
-    """Mean absolute error; the shape and its surroundings weigh five times as much as the rest."""
+    """Mean absolute and squared error; the shape and its surroundings weigh five times as much as the rest."""
     near = F.max_pool3d(coverage, (1, 9, 9), stride=1, padding=(0, 4, 4))
     weight = 1 + 4 * near
-    return ((found - video).abs() * weight).mean()
+    error = found - video
+    return ((error.abs() + error.square()) * weight).mean()
 
 
 def train_vae(folder: Path, seed: int = 0, phases: tuple[Phase, ...] = PHASES) -> CausalVideoVAE:
     """Train, or go on from the checkpoint in `folder`. Returns the averaged and normalised VAE in float32."""
     torch.manual_seed(seed)
     vae = CausalVideoVAE(CONFIG)
-    assert vae.quant_conv.bias is not None
-    with torch.no_grad():  # a posterior as wide as its prior would drown the first thousand steps in noise
-        vae.quant_conv.bias[CONFIG.latent_channels :] = INITIAL_LOGVAR
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-3)
+    init_weights(vae)
+    optimizer = MuonAdam(vae, lambda _, p: p.ndim >= 2, RATES)
     average = Average(vae, decay=0.997)
     state = Checkpoint(folder / "vae.pt", vae=vae, optimizer=optimizer, average=average)
     first = state.load()
@@ -71,17 +73,15 @@ def train_vae(folder: Path, seed: int = 0, phases: tuple[Phase, ...] = PHASES) -
     total = sum(phase.steps for phase in phases)
     for step in range(first, total):
         phase, local = locate(phases, step)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(local, phase.steps, phase.rate, warmup=50)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         video, coverage = draw_crops(phase, generator)
         with torch.autocast("cpu", torch.bfloat16):
             loss, pixel_loss = vae_loss(vae, video, coverage, generator, phase)
-        optimizer.zero_grad(set_to_none=True)
+        vae.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         if norm.isfinite():  # a bf16 convolution kernel of some CPUs returns NaN weight gradients for some shapes
-            optimizer.step()
+            optimizer.step(cosine_rate(local, phase.steps, phase.rate, warmup=30, floor=0.05))
             average.update(vae)
         else:
             log.warning("vae step %d skipped: its gradient is not finite", step)
@@ -92,6 +92,20 @@ def train_vae(folder: Path, seed: int = 0, phases: tuple[Phase, ...] = PHASES) -
     average.copy_to(vae)
     normalise_latents(vae, seed)
     return vae
+
+
+@torch.no_grad()
+def init_weights(vae: CausalVideoVAE) -> None:
+    """Variance-keeping weights, and a posterior that starts narrow: noise as wide as the prior would drown the start."""
+    for module in vae.modules():
+        if isinstance(module, (nn.Conv3d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    quant, channels = vae.quant_conv, vae.config.latent_channels
+    assert quant.bias is not None
+    quant.weight[channels:] *= 0.1
+    quant.bias[channels:] = INITIAL_LOGVAR
 
 
 def draw_crops(phase: Phase, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,45 @@ def draw_batch(scenes: Sequence[Scene], count: int, generator: torch.Generator) 
     return [scenes[int(i)] for i in torch.randint(len(scenes), (count,), generator=generator)]
 
 
-def cosine_rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.01) -> float:
+def cosine_rate(step: int, steps: int, peak: float = 1.0, warmup: int = 50, floor: float = 0.01) -> float:
     """Learning rate: linear up to `peak`, then half a cosine down to floor * peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class MuonAdam:
+    """Muon for weight matrices (a convolution kernel counts as [out, in * k]), AdamW for all other parameters.
+
+    Here it needs a fraction of the steps that AdamW alone needs. rates: peak for the matrices, peak for the rest.
+    """
+
+    def __init__(self, model: nn.Module, is_matrix: Callable[[str, nn.Parameter], bool], rates: tuple[float, float]):
+        named = list(model.named_parameters())
+        self.rates = rates
+        self.matrices = [p for name, p in named if is_matrix(name, p)]
+        chosen = {id(p) for p in self.matrices}
+        self.flat = [nn.Parameter(p.detach().view(p.shape[0], -1)) for p in self.matrices]  # same storage
+        self.muon = torch.optim.Muon(self.flat, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        rest = [p for _, p in named if id(p) not in chosen]
+        self.adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def step(self, share: float) -> None:
+        """One update at `share` of the peak rates."""
+        for flat, matrix in zip(self.flat, self.matrices, strict=True):
+            flat.grad = None if matrix.grad is None else matrix.grad.view_as(flat)
+        for optimizer, rate in zip((self.muon, self.adamw), self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
 
 
 class Average:
