@@ -44,9 +44,9 @@ class Phase:
 
 
 PHASES = (
-    Phase(steps=700, batch=16, frames=1, size=32, rate=1.0),
-    Phase(steps=600, batch=8, frames=9, size=32, rate=0.7),
-    Phase(steps=650, batch=2, frames=FRAMES, size=SIZE, rate=0.4, windows=0.25),
+    Phase(steps=600, batch=16, frames=1, size=32, rate=1.0),
+    Phase(steps=600, batch=8, frames=9, size=32, rate=0.3),
+    Phase(steps=650, batch=2, frames=FRAMES, size=SIZE, rate=0.2, windows=0.25),
 )
 RATES = (4e-3, 2e-3)
 """Peak rates of Muon and AdamW, which a phase scales."""
