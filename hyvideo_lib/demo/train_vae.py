@@ -45,8 +45,8 @@ class Phase:
 
 PHASES = (
     Phase(steps=600, batch=16, frames=1, size=32, rate=1.0),
-    Phase(steps=600, batch=8, frames=9, size=32, rate=0.3),
-    Phase(steps=650, batch=2, frames=FRAMES, size=SIZE, rate=0.2, windows=0.25),
+    Phase(steps=700, batch=8, frames=9, size=32, rate=0.4),
+    Phase(steps=550, batch=2, frames=FRAMES, size=SIZE, rate=0.2, windows=0.25),
 )
 RATES = (4e-3, 2e-3)
 """Peak rates of Muon and AdamW, which a phase scales."""
@@ -69,7 +69,7 @@ def train_vae(folder: Path, seed: int = 0, phases: tuple[Phase, ...] = PHASES) -
     average = Average(vae, decay=0.997)
     state = Checkpoint(folder / "vae.pt", vae=vae, optimizer=optimizer, average=average)
     first = state.load()
-    started = time.monotonic()
+    started, smooth = time.monotonic(), 0.0
     total = sum(phase.steps for phase in phases)
     for step in range(first, total):
         phase, local = locate(phases, step)
@@ -79,14 +79,17 @@ def train_vae(folder: Path, seed: int = 0, phases: tuple[Phase, ...] = PHASES) -
             loss, pixel_loss = vae_loss(vae, video, coverage, generator, phase)
         vae.zero_grad(set_to_none=True)
         loss.backward()
+        if phase.frames == 1:
+            drop_past_gradients(vae)
         norm = nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         if norm.isfinite():  # a bf16 convolution kernel of some CPUs returns NaN weight gradients for some shapes
             optimizer.step(cosine_rate(local, phase.steps, phase.rate, warmup=30, floor=0.05))
             average.update(vae)
         else:
             log.warning("vae step %d skipped: its gradient is not finite", step)
+        smooth = pixel_loss if smooth == 0 else 0.95 * smooth + 0.05 * pixel_loss
         if step % 50 == 0 or step == total - 1:
-            log.info("vae step %d/%d loss %.4f pixels %.4f  %.0f s", step, total, loss.item(), pixel_loss, time.monotonic() - started)
+            log.info("vae step %d/%d loss %.4f  %.0f s", step, total, smooth, time.monotonic() - started)
         if step % 200 == 199:
             state.save(step + 1)
     average.copy_to(vae)
@@ -102,10 +105,28 @@ def init_weights(vae: CausalVideoVAE) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for kernel in past_taps(vae):
+        kernel[:, :, :-1] = 0
+        kernel *= kernel.shape[2] ** 0.5
     quant, channels = vae.quant_conv, vae.config.latent_channels
     assert quant.bias is not None
     quant.weight[channels:] *= 0.1
     quant.bias[channels:] = INITIAL_LOGVAR
+
+
+def past_taps(vae: CausalVideoVAE) -> list[nn.Parameter]:
+    """The convolution kernels [out, in, T, H, W] that look back in time."""
+    return [p for p in vae.parameters() if p.ndim == 5 and p.shape[2] > 1]
+
+
+def drop_past_gradients(vae: CausalVideoVAE) -> None:
+    """Keep the taps on earlier frames at zero while there is one frame only.
+
+    To a single frame all taps are alike, so they would grow alike and blur time once there is any.
+    """
+    for kernel in past_taps(vae):
+        assert kernel.grad is not None
+        kernel.grad[:, :, :-1] = 0
 
 
 def draw_crops(phase: Phase, generator: torch.Generator) -> tuple[Tensor, Tensor]:
