@@ -66,7 +66,7 @@ def centers(coverage: Tensor) -> tuple[Tensor, Tensor]:
     """Centre (x, y) [F, 2] and area [F] of a coverage [F, H, W]; faint remains count as nothing."""
     solid = torch.where(coverage > 0.25, coverage, 0.0)
     area = solid.sum((1, 2))
-    frames, height, width = coverage.shape
+    height, width = coverage.shape[1:]
     safe = area.clamp(min=1e-6)
     x = (solid.sum(1) * (torch.arange(width) + 0.5)).sum(1) / safe
     y = (solid.sum(2) * (torch.arange(height) + 0.5)).sum(1) / safe

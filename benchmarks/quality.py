@@ -46,7 +46,9 @@ class Studio:
     def __init__(self, transformer: Path = assets.TRANSFORMER, dtype: torch.dtype = torch.float32) -> None:
         self.model: HunyuanVideoTransformer = load_transformer(transformer, compute_dtype=dtype)
         self.vae: CausalVideoVAE = load_vae(assets.VAE)
-        self.llm, self.clip = (load_text_encoder(path, compute_dtype=torch.float32) for path in (assets.LLM, assets.CLIP))
+        self.llm, self.clip = (
+            load_text_encoder(path, compute_dtype=torch.float32) for path in (assets.LLM, assets.CLIP)
+        )
 
     def latents(
         self,

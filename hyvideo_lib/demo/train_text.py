@@ -87,8 +87,8 @@ def make_configs(llm: Tokenizer, clip: Tokenizer) -> tuple[LlamaEncoderConfig, C
             num_layers=2,
             num_heads=4,
             max_positions=77,
-            bos_token_id=clip.token_to_id(CLIP_SPECIAL[0]),
-            eos_token_id=clip.token_to_id(CLIP_SPECIAL[1]),
+            bos_token_id=CLIP_SPECIAL.index("<|startoftext|>"),  # a trainer numbers special tokens from 0
+            eos_token_id=CLIP_SPECIAL.index("<|endoftext|>"),
         ),
     )
 
@@ -133,9 +133,7 @@ def train_text(folder: Path, seed: int = 0, steps: int = STEPS) -> tuple[LlamaTe
     clip = ClipTextEncoder(clip_config, clip_tokenizer, device="cpu")
     taken: list[Tensor] = []
     layer = llm.model.layers[llm_config.num_built_layers - 1]
-    hook = layer.register_forward_hook(
-        lambda _m, _i, out: taken.append(out[0] if isinstance(out, tuple) else out)
-    )
+    hook = layer.register_forward_hook(lambda _m, _i, out: taken.append(out[0] if isinstance(out, tuple) else out))
     llm_heads, clip_heads = Classifiers(llm_config.hidden_size), Classifiers(clip_config.hidden_size)
     modules = nn.ModuleList([llm, clip, llm_heads, clip_heads])
     modules.train()

@@ -25,10 +25,10 @@ from .world import PARTIAL_SENTENCES, SEEN, draw_clips, prompt_variants
 
 log = logging.getLogger(__name__)
 
-STEPS = 4200
-DISTILL_STEPS = 500
+STEPS = 2800
+DISTILL_STEPS = 400
 BATCH = 32
-NUM_CLIPS = 9600
+NUM_CLIPS = 6720
 EMPTY_SHARE = 0.1
 PARTIAL_SHARE = 0.1
 PLAIN_GUIDANCE = 1.0
@@ -203,7 +203,8 @@ class FlowMatching(LossFn):
 
 
 class GuidanceDistillation(LossFn):
-    """The student's one pass against the teacher's two. Meng et al. 2023, "On Distillation of Guided Diffusion Models"."""
+    """The student's one pass against the teacher's two. Meng et al. 2023, "On Distillation of Guided Diffusion
+    Models"."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """First stage of the demo's training: the causal VAE, from random weights.
 
-Single frames first, then short crops around the shape (cheap, so many a step), then whole clips, because the norms see the whole clip: a
-VAE trained on small pieces alone leaves ghosts at full length. In part of the steps the decoder gets a window of a whole
-clip's latents, so that decoding in tiles stays good. At the end the latents are centred and scaled per channel, folded
-into the two 1x1x1 convolutions.
+Single frames first, then short crops around the shape (cheap, so many a step), then whole clips, because the norms see
+the whole clip: a VAE trained on small pieces alone leaves ghosts at full length. In part of the last steps the decoder
+gets a window of a whole clip's latents, so that decoding in tiles stays good. At the end the latents are centred and
+scaled per channel, folded into the two 1x1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Phase:
 
 PHASES = (
     Phase(steps=600, batch=16, frames=1, size=32, rate=1.0),
-    Phase(steps=700, batch=8, frames=9, size=32, rate=0.4),
-    Phase(steps=550, batch=2, frames=FRAMES, size=SIZE, rate=0.2, windows=0.25),
+    Phase(steps=600, batch=8, frames=9, size=32, rate=0.4),
+    Phase(steps=350, batch=2, frames=FRAMES, size=SIZE, rate=0.2, windows=0.25),
 )
 RATES = (4e-3, 2e-3)
 """Peak rates of Muon and AdamW, which a phase scales."""
@@ -99,7 +99,7 @@ def train_vae(folder: Path, seed: int = 0, phases: tuple[Phase, ...] = PHASES) -
 
 @torch.no_grad()
 def init_weights(vae: CausalVideoVAE) -> None:
-    """Variance-keeping weights, and a posterior that starts narrow: noise as wide as the prior would drown the start."""
+    """Variance-keeping weights, and a posterior that starts narrow: noise as wide as the prior drowns the start."""
     for module in vae.modules():
         if isinstance(module, (nn.Conv3d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -107,7 +107,7 @@ def init_weights(vae: CausalVideoVAE) -> None:
                 nn.init.zeros_(module.bias)
     for kernel in past_taps(vae):
         kernel[:, :, :-1] = 0
-        kernel *= kernel.shape[2] ** 0.5
+        kernel.mul_(kernel.shape[2] ** 0.5)
     quant, channels = vae.quant_conv, vae.config.latent_channels
     assert quant.bias is not None
     quant.weight[channels:] *= 0.1

@@ -73,7 +73,8 @@ class Average:
     def update(self, module: nn.Module) -> None:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        mine, theirs = list(self.module.parameters()), list(module.parameters())
+        mine: list[torch.Tensor] = list(self.module.parameters())
+        theirs: list[torch.Tensor] = list(module.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
     def copy_to(self, module: nn.Module) -> None:

@@ -122,7 +122,7 @@ def all_prompts() -> list[str]:
 
 
 def random_caption(generator: torch.Generator, partial: float = 0.2) -> tuple[str, Scene, frozenset[str]]:
-    """A prompt for a random seen scene, the scene, and the attributes the prompt speaks of (all, or some if partial)."""
+    """A prompt for a random seen scene, the scene, and the attributes it speaks of (all, or some if partial)."""
 
     def pick(count: int) -> int:
         return int(torch.randint(count, (1,), generator=generator))

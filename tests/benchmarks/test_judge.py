@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.judge import judge
 
+from benchmarks.judge import judge
 from hyvideo_lib.demo.world import SCENES, Scene, draw_clips
 
 

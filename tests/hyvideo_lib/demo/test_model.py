@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 import torch
+
 from benchmarks.judge import judge
 from benchmarks.quality import DEMO_TILES, Studio, judge_all, render_grid, score
-
 from hyvideo_lib.checkpoint import inspect_file
 from hyvideo_lib.demo import assets
 from hyvideo_lib.demo.world import HELD_OUT, SEEN, Scene
