@@ -40,7 +40,7 @@ class HyvError(Exception):
     exit_code = 1
 
 
-class BadInput(HyvError):
+class BadInput(HyvError):  # noqa: N818 (the name is the sentence)
     code = "bad_input"
     exit_code = 2
 
@@ -117,17 +117,17 @@ class OutputNotWritable(BadInput):
     code = "output_not_writable"
 
 
-class Interrupted(HyvError):
+class Interrupted(HyvError):  # noqa: N818 (the name is the sentence)
     code = "interrupted"
     exit_code = 3
 
 
-class OutOfMemory(HyvError):
+class OutOfMemory(HyvError):  # noqa: N818 (the name is the sentence)
     code = "out_of_memory"
     exit_code = 4
 
 
-class RunFailed(HyvError):
+class RunFailed(HyvError):  # noqa: N818 (the name is the sentence)
     code = "run_failed"
 
 

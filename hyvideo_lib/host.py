@@ -46,7 +46,7 @@ class Host(Protocol):
 
 
 class HeadlessHost:
-    """The host of scripts and tests: calls you may listen to, and `cancel()` from another thread or a signal handler."""
+    """The host of scripts and tests: calls to listen to, and `cancel()` from another thread or a signal handler."""
 
     def __init__(
         self,

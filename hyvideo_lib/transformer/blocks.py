@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..attention import attend
 from .config import TransformerConfig
 from .modulation import NORM_EPS, Condition, Modulation, gate_spans, modulate_spans
-from .ops import Ops
+from .ops import Linear, Ops
 from .rope import apply_rope
 
 
@@ -55,6 +55,19 @@ def attend_tokens(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None
 
 class DoubleBlock(nn.Module):
     """Image and text with weights of their own, which meet in one attention."""
+
+    img_mod: Modulation
+    img_attn_qkv: Linear
+    img_attn_q_norm: RMSNorm
+    img_attn_k_norm: RMSNorm
+    img_attn_proj: Linear
+    img_mlp: MLP
+    txt_mod: Modulation
+    txt_attn_qkv: Linear
+    txt_attn_q_norm: RMSNorm
+    txt_attn_k_norm: RMSNorm
+    txt_attn_proj: Linear
+    txt_mlp: MLP
 
     def __init__(self, config: TransformerConfig, ops: Ops) -> None:
         super().__init__()
@@ -106,9 +119,7 @@ class SingleBlock(nn.Module):
         self.k_norm = RMSNorm(config.head_dim)
         self.modulation = Modulation(config.hidden_size, 3, ops)
 
-    def forward(
-        self, x: Tensor, condition: Condition, rotation: Tensor, lengths: Sequence[int] | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, condition: Condition, rotation: Tensor, lengths: Sequence[int] | None) -> Tensor:
         """x [B, L_img + L_txt, D]; rotation [L_img, D/2] turns the image's rows only."""
         spans = self.modulation(condition)
         qkv, mlp = self.linear1(modulate_spans(x, spans, 0, 1)).split(self.widths, dim=-1)

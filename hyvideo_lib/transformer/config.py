@@ -45,4 +45,4 @@ class TransformerConfig:
 
     @property
     def mlp_size(self) -> int:
-        return int(self.hidden_size * self.mlp_ratio)
+        return round(self.hidden_size * self.mlp_ratio)

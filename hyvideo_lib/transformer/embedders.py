@@ -16,9 +16,10 @@ FREQUENCIES = 256
 def sinusoid(values: Tensor, dim: int = FREQUENCIES, max_period: float = 10000.0) -> Tensor:
     """[B] to [B, dim] float32: cosines first, then sines; an odd dim ends in a zero. Values are used as they are."""
     half = dim // 2
-    frequencies = torch.exp(
-        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=values.device) / half
-    )
+    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32) / half
+    # exp in float64, rounded once: processors differ in the last bit of a float32 exp, and a guidance of 6000 makes
+    # 5e-4 of that.
+    frequencies = exponents.double().exp().float().to(values.device)
     angles = values.float()[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 

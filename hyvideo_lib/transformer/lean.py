@@ -9,12 +9,13 @@ result are as long as the video. The streams are overwritten; gradients are not 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..attention import attend
-from .blocks import DoubleBlock, RMSNorm, SingleBlock
+from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
 from .modulation import CHUNK_TOKENS, Condition, Spans, clip_spans, modulate
 from .ops import Linear
 
@@ -26,10 +27,8 @@ class Joint:
         batch, width = like.shape[0], like.shape[-1] // num_heads
         self.q, self.k, self.v = (like.new_empty(batch, num_heads, length, width) for _ in range(3))
 
-    def put(
-        self, at: int, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, rotation: Tensor | None
-    ) -> None:
-        """Store qkv [B, n, 3 N D] of the tokens from `at` on; q and k are normed, and rotated if a rotation is given."""
+    def put(self, at: int, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, rotation: Tensor | None) -> None:
+        """Store qkv [B, n, 3 N D] of the tokens from `at` on; q and k are normed, and rotated if one is given."""
         rows = slice(at, at + qkv.shape[1])
         q, k, v = qkv.unflatten(-1, (3, self.q.shape[1], -1)).unbind(2)  # [B, n, N, D]
         for buffer, part, norm in ((self.q, q, q_norm), (self.k, k, k_norm)):
@@ -66,7 +65,7 @@ def add_gated(x: Tensor, y: Tensor, spans: Spans, gate: int) -> None:
         x[:, a:b].addcmul_(mods[gate], y[:, a:b])
 
 
-def gelu_mlp(x: Tensor, fc1: Linear, rows: slice = slice(None)) -> Tensor:  # noqa: B008
+def gelu_mlp(x: Tensor, fc1: Linear, rows: slice = slice(None)) -> Tensor:
     hidden = fc1(x, rows)
     return torch.ops.aten.gelu_(hidden, approximate="tanh")
 
@@ -87,17 +86,18 @@ def double_block(
         (txt, num_img, block.txt_mod(condition.rest()), None, "txt"),
     )
     for x, offset, spans, turn, name in streams:
-        qkv, q_norm, k_norm = (block.get_submodule(f"{name}_attn_{part}") for part in ("qkv", "q_norm", "k_norm"))
+        qkv = block.get_submodule(f"{name}_attn_qkv")
+        q_norm, k_norm = (cast(RMSNorm, block.get_submodule(f"{name}_attn_{part}_norm")) for part in "qk")
         for low, high in chunks(0, x.shape[1]):
             a = modulated(x[:, low:high], clip_spans(spans, low, high), 0, 1)
-            joint.put(offset + low, qkv(a), q_norm, k_norm, None if turn is None else turn[low:high])  # type: ignore[arg-type]
+            joint.put(offset + low, qkv(a), q_norm, k_norm, None if turn is None else turn[low:high])
     out = joint.attend(lengths)
     for x, offset, spans, _, name in streams:
-        proj, mlp = block.get_submodule(f"{name}_attn_proj"), block.get_submodule(f"{name}_mlp")
+        proj, mlp = block.get_submodule(f"{name}_attn_proj"), cast(MLP, block.get_submodule(f"{name}_mlp"))
         for low, high in chunks(0, x.shape[1]):
             part, here = x[:, low:high], clip_spans(spans, low, high)
             add_gated(part, proj(out[:, offset + low : offset + high]), here, 2)
-            add_gated(part, mlp.fc2(gelu_mlp(modulated(part, here, 3, 4), mlp.fc1)), here, 5)  # type: ignore[operator, arg-type]
+            add_gated(part, mlp.fc2(gelu_mlp(modulated(part, here, 3, 4), mlp.fc1)), here, 5)
     return img, txt
 
 
@@ -124,6 +124,4 @@ def single_block(
 
 def final_layer(x: Tensor, shift: Tensor, scale: Tensor, linear: Linear) -> Tensor:
     """linear(LN(x) * (1 + scale) + shift), chunk by chunk."""
-    return torch.cat(
-        [linear(modulate(x[:, low:high], shift, scale)) for low, high in chunks(0, x.shape[1])], dim=1
-    )
+    return torch.cat([linear(modulate(x[:, low:high], shift, scale)) for low, high in chunks(0, x.shape[1])], dim=1)

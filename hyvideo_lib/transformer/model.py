@@ -5,6 +5,8 @@ Names are the released checkpoint's, so its keys load as they are.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +30,7 @@ class FinalLayer(nn.Module):
         super().__init__()
         t, h, w = config.patch_size
         self.linear = ops.Linear(config.hidden_size, t * h * w * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), ops.Linear(config.hidden_size, 2 * config.hidden_size)
-        )
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(config.hidden_size, 2 * config.hidden_size))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(vec).unsqueeze(1).chunk(2, dim=-1)
@@ -46,7 +46,7 @@ class HunyuanVideoTransformer(nn.Module):
         self, config: TransformerConfig, ops: Ops | None = None, compute_dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        layers: Ops = ops or default_ops  # type: ignore[assignment]
+        layers: Ops = ops or default_ops
         self.config = config
         self.compute_dtype = compute_dtype
         self.img_in = PatchEmbed(config.in_channels, config.hidden_size, config.patch_size, layers)
@@ -105,14 +105,14 @@ class HunyuanVideoTransformer(nn.Module):
         guidance: Tensor | float | None,
         clean_grid: tuple[int, int, int] | None,
     ) -> Condition:
-        """The conditioning vectors. With clean_grid the first frame gets its own, at timestep 0 and without guidance."""
+        """The conditioning vectors. With clean_grid the first frame has its own, at timestep 0 and without guidance."""
         dtype = self.compute_dtype
         pooled = self.vector_in(pooled_embeds.to(dtype))
         vec = self.time_in(timesteps, dtype) + pooled
         if self.config.has_guidance:
-            # Rounded to the compute dtype after the product, as in the reference: in bf16, 6.0 becomes 6016, not 6000.
-            scale = torch.as_tensor(6.0 if guidance is None else guidance, dtype=torch.float64, device="cpu")
-            scale = (scale * 1000).to(dtype).float().to(timesteps.device).expand(timesteps.shape)
+            # The product is formed in the compute dtype, as in the reference: in bf16, 6.0 becomes 6016, not 6000.
+            scale = torch.as_tensor(6.0 if guidance is None else guidance, device="cpu").to(dtype) * 1000
+            scale = scale.float().to(timesteps.device).expand(timesteps.shape)
             vec = vec + self.guidance_in(scale, dtype)
         if clean_grid is None:
             return Condition(vec)
@@ -135,15 +135,19 @@ class HunyuanVideoTransformer(nn.Module):
         for block in self.double_blocks:
             if host:
                 host.check_interrupt()
-            run = (lean.double_block, block) if is_lean else (block,)
-            img, txt = run[0](*run[1:], img, txt, condition, rotation, joint_lengths)
+            if is_lean:
+                img, txt = lean.double_block(cast(DoubleBlock, block), img, txt, condition, rotation, joint_lengths)
+            else:
+                img, txt = block(img, txt, condition, rotation, joint_lengths)
         x = torch.cat([img, txt], dim=1)
         del img, txt
         for block in self.single_blocks:
             if host:
                 host.check_interrupt()
-            run = (lean.single_block, block) if is_lean else (block,)
-            x = run[0](*run[1:], x, condition, rotation, joint_lengths)
+            if is_lean:
+                x = lean.single_block(cast(SingleBlock, block), x, condition, rotation, joint_lengths)
+            else:
+                x = block(x, condition, rotation, joint_lengths)
         return x[:, :num_img]
 
     def unpatchify(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -153,7 +157,10 @@ class HunyuanVideoTransformer(nn.Module):
 
 
 def trim_text(text_embeds: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor | None, list[int] | None]:
-    """Cut the text to the batch's longest prompt. Returns (embeds, bool mask, lengths), the last two None if equal."""
+    """Cut the text to the batch's longest prompt. Returns (embeds, bool mask, lengths), the last two None if equal.
+
+    What padding is left is zeroed: masks multiply by 0, and infinity or NaN would survive that.
+    """
     if text_mask is None:
         return text_embeds, None, None
     text_mask = text_mask.bool()
@@ -162,4 +169,5 @@ def trim_text(text_embeds: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Te
     embeds = text_embeds[:, :longest]
     if min(lengths) == longest:
         return embeds, None, None
-    return embeds, text_mask[:, :longest], lengths
+    text_mask = text_mask[:, :longest]
+    return embeds.masked_fill(~text_mask.unsqueeze(-1), 0), text_mask, lengths

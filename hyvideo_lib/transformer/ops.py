@@ -26,7 +26,7 @@ class Ops(Protocol):
 class Linear(nn.Linear):
     """nn.Linear whose weight is cast on use. `rows` computes only those output features."""
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:  # noqa: B008
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         bias = None if self.bias is None else self.bias[rows].to(x.dtype)
         return F.linear(x, self.weight[rows].to(x.dtype), bias)
 

@@ -6,6 +6,8 @@ GELU: reference behaviour.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,7 +93,7 @@ class TokenRefiner(nn.Module):
             mask = refiner_mask(text_mask)
         context = self.t_embedder(timesteps, states.dtype) + self.c_embedder(mean.to(states.dtype))
         x = self.input_embedder(states)
-        for block in self.individual_token_refiner["blocks"]:
+        for block in cast(nn.ModuleList, self.individual_token_refiner["blocks"]):
             x = block(x, context, mask)
         return x
 

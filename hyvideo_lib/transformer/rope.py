@@ -42,7 +42,7 @@ def rope_angles(
     grid: tuple[int, int, int],
     axes: tuple[int, int, int],
     theta: float,
-    settings: RopeSettings = RopeSettings(),  # noqa: B008 (frozen)
+    settings: RopeSettings = RopeSettings(),
     device: torch.device | None = None,
 ) -> Tensor:
     """Angles [T*H*W, D/2] in radians, float32, for a patch grid (T, H, W) with w fastest."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,7 +116,7 @@ class DownBlock(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False)])
+        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in pairwise(widths)])
         self.downsamplers = nn.ModuleList([Downsample(out_channels, stride)] if stride else [])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class UpBlock(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False)])
+        self.resnets = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in pairwise(widths)])
         self.upsamplers = nn.ModuleList([Upsample(out_channels, factors)] if factors else [])
 
     def forward(self, x: Tensor) -> Tensor:

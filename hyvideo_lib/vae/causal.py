@@ -1,4 +1,4 @@
-"""Convolution that sees the past only: time is padded in front with the first frame, space on both sides by its edge."""
+"""Convolution that sees the past only: time is padded with the first frame in front, space by its edge all around."""
 
 from __future__ import annotations
 

@@ -96,15 +96,9 @@ class CausalVideoVAE(nn.Module):
         check_frames(video.shape[2])
         if any(n % SPATIAL_COMPRESSION for n in video.shape[3:]):
             raise InvalidSize(f"The video is {video.shape[4]} x {video.shape[3]} pixels, not multiples of 8.")
-        time, space = (tiles.time, tiles.space) if tiles else (None, None)
-        moments = self._map(
-            video,
-            self.moments,
-            time and (time * TEMPORAL_COMPRESSION, time),
-            space and (space * SPATIAL_COMPRESSION, space),
-            host,
-        )
-        return DiagonalGaussian.from_moments(moments)
+        time = (tiles.time * TEMPORAL_COMPRESSION, tiles.time) if tiles else None
+        space = (tiles.space * SPATIAL_COMPRESSION, tiles.space) if tiles else None
+        return DiagonalGaussian.from_moments(self._map(video, self.moments, time, space, host))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Tensor:
@@ -116,14 +110,9 @@ class CausalVideoVAE(nn.Module):
             raise InvalidFrames(
                 f"Latents are {list(latents.shape)}, but must be [B, {self.config.latent_channels}, T, H, W]."
             )
-        time, space = (tiles.time, tiles.space) if tiles else (None, None)
-        return self._map(
-            latents,
-            self.pixels,
-            time and (time, time * TEMPORAL_COMPRESSION),
-            space and (space, space * SPATIAL_COMPRESSION),
-            host,
-        )
+        time = (tiles.time, tiles.time * TEMPORAL_COMPRESSION) if tiles else None
+        space = (tiles.space, tiles.space * SPATIAL_COMPRESSION) if tiles else None
+        return self._map(latents, self.pixels, time, space, host)
 
     def _map(
         self,

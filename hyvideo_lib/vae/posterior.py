@@ -24,6 +24,6 @@ class DiagonalGaussian:
         return cls(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw [B, C, T, H, W]. The noise is drawn in float32 on the CPU, so a seed means the same on any device."""
+        """One draw [B, C, T, H, W]. The noise is drawn in float32 on the CPU: a seed means the same on any device."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32)
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)

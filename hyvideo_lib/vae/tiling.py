@@ -97,7 +97,11 @@ def tail(tile: Tensor, axis: int, extent: int) -> Tensor:
 
 
 def tile_space(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor:
-    """Run tile_fn over spatial tiles of x and join the results. source, target: the axis in units of x and of the result."""
+    """Run tile_fn over spatial tiles of x and join the results.
+
+    source, target: the axis in units of x and of the result. tile_fn's result is blended in place, so it must be a
+    tensor of its own, not a view of x.
+    """
     height, width = x.shape[H_AXIS:]
     joined: Tensor | None = None
     above: list[Tensor] = []  # bottom strips of the row before, blended
@@ -142,8 +146,3 @@ def tile_time(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor:
         before = tail(tile, T_AXIS, target.shared)
         pieces.append(tile[:, :, : target.stride + (index == 0)])
     return torch.cat(pieces, dim=T_AXIS)
-
-
-def num_tiles(size: int, axis: Axis) -> int:
-    """Tiles along an axis of `size` elements; 1 where it fits into one tile."""
-    return 1 if size <= axis.length else len(axis.starts(size))

@@ -1,0 +1,64 @@
+"""The command line: `hyvideo VERB`, or `python -m hyvideo_lib VERB`.
+
+What it promises to scripts: with --json exactly one JSON object on stdout (bench: one a line), everything else on
+stderr; exit code 0 ok, 2 bad input, 3 interrupted, 4 out of memory, 1 otherwise; an error is one paragraph, or
+{"error": {"code", "message"}}.
+
+Nothing heavy is imported until a verb runs, so that --help and a wrong option answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ..errors import HyvError, Interrupted
+from . import bench, demo, doctor, generate, inspect
+from .arguments import Parser
+from .report import Console, unexpected
+
+VERBS = {"demo": demo, "generate": generate, "inspect": inspect, "doctor": doctor, "bench": bench}
+"""Each module has SUMMARY, add_arguments(parser) and run(options, console) -> exit code."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; never raises."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console(as_json="--json" in arguments, debug="--debug" in arguments)
+    try:
+        return _run(arguments, console)
+    except SystemExit as stop:  # argparse, after --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    except HyvError as error:
+        return console.fail(error)
+    except KeyboardInterrupt:
+        return console.fail(Interrupted("Stopped at once; nothing half-written was kept."))
+    except BrokenPipeError:  # whoever read our output has seen enough
+        return console.abandon()
+    except Exception as error:
+        return console.fail(unexpected(error))
+    finally:
+        console.close()
+
+
+def _run(arguments: list[str], console: Console) -> int:
+    if arguments[:1] == ["bench"]:  # its options are the benchmarks' own
+        return bench.run_arguments(arguments[1:])
+    options = build_parser().parse_args(arguments)
+    console.configure(quiet=options.quiet, verbose=options.verbose)
+    code: int = VERBS[options.verb].run(options, console)
+    return code
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    from .. import __version__
+
+    parser = Parser(prog="hyvideo", description="HunyuanVideo: text to video.")
+    parser.add_argument("--version", action="version", version=f"hyvideo {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        verb_parser = verbs.add_parser(name, help=verb.SUMMARY, description=verb.SUMMARY)
+        verb.add_arguments(verb_parser)
+        verb_parser.add_common()
+    return parser

@@ -1,0 +1,171 @@
+"""The pieces that verbs build their options from: a parser whose complaints are our errors, and checked numbers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from ..errors import BadInput, HyvError, InvalidGuidance, InvalidSetting, InvalidSteps
+
+Number = TypeVar("Number", int, float)
+
+# Names of the library's tables, which cost seconds to import; a test holds them to the tables.
+SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
+TEMPLATES = ("video", "image", "none")
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+STORAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with full option names only, defaults in the help, and BadInput instead of exiting."""
+
+    def __init__(self, prog: str, description: str = "", **kwargs: str) -> None:
+        """kwargs: what argparse says of the parser of a verb and what is not needed."""
+        super().__init__(prog, description=description, allow_abbrev=False, formatter_class=_Help)
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help")
+
+    def add_common(self) -> None:
+        """What every verb has."""
+        group = self.add_argument_group("output")
+        group.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        group.add_argument("--quiet", action="store_true", help="no progress on stderr, only warnings and errors")
+        group.add_argument("--verbose", action="store_true", help="log what belongs in a bug report")
+        group.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")
+
+
+class _Help(argparse.HelpFormatter):
+    """Wider columns than argparse's own."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+
+def number(kind: Callable[[str], Number], name: str, error: type[HyvError]) -> Callable[[str], Number]:
+    """A converter for argparse that raises `error` for a text that is no number; `kind` is int or float."""
+
+    def convert(text: str) -> Number:
+        try:
+            return kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise error(f"{name} is {text!r}, but must be {what}.") from None
+
+    return convert
+
+
+def add_sampling(parser: Parser, *, steps: int, shift: float, guidance: float, negative: str) -> None:
+    """Seeds, solver, steps, guidance: the options of every verb that samples, with its defaults.
+
+    negative: what stands for the negative prompt if none is given, in words.
+    """
+    group = parser.add_argument_group("sampling")
+    whole, real = _whole, _real
+    group.add_argument(
+        "--videos",
+        type=whole("videos", InvalidSetting),
+        default=1,
+        metavar="N",
+        help="videos per prompt, from consecutive seeds; their names get -1, -2, ... (default: 1)",
+    )
+    group.add_argument(
+        "--steps",
+        type=whole("steps", InvalidSteps),
+        default=steps,
+        metavar="N",
+        help=f"model calls, or with heun pairs of them {_default(steps)}",
+    )
+    group.add_argument(
+        "--shift",
+        type=real("shift", InvalidSetting),
+        default=shift,
+        metavar="X",
+        help=f"how far noise levels are moved towards noise, above 0 {_default(shift)}",
+    )
+    group.add_argument("--solver", default="euler", metavar="NAME", help=f"{', '.join(SOLVERS)} {_default('euler')}")
+    group.add_argument(
+        "--guidance",
+        type=real("guidance", InvalidGuidance),
+        default=guidance,
+        metavar="X",
+        help=f"embedded guidance, at no extra time {_default(guidance)}",
+    )
+    group.add_argument(
+        "--cfg-scale",
+        type=real("cfg_scale", InvalidGuidance),
+        default=1.0,
+        metavar="X",
+        help=f"classifier-free guidance against --negative, at twice the time; 1 is off {_default(1.0)}",
+    )
+    group.add_argument(
+        "--negative", metavar="TEXT", help=f"what should not be seen, for --cfg-scale above 1 (default: {negative})"
+    )
+    for name, default, text in (
+        ("start", 0.0, "fraction of the steps where CFG begins"),
+        ("end", 1.0, "fraction of the steps where CFG ends"),
+        ("rescale", 0.0, "0..1: how far contrast that CFG adds is taken back"),
+    ):
+        group.add_argument(
+            f"--cfg-{name}",
+            type=real(f"cfg_{name}", InvalidGuidance),
+            default=default,
+            metavar="X",
+            help=f"{text} {_default(default)}",
+        )
+    group.add_argument("--cfg-in-turn", action="store_true", help="both passes of CFG one after the other: less memory")
+
+
+def add_device(parser: Parser) -> None:
+    """Where to compute, in what."""
+    group = parser.add_argument_group("device and precision")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="NAME",
+        help=f"what the transformer computes in: {', '.join(COMPUTE_DTYPES)} "
+        "(default: auto, which is float32 on a CPU and bfloat16 elsewhere)",
+    )
+    group.add_argument(
+        "--storage-dtype",
+        metavar="NAME",
+        help=f"what its weights rest in: {', '.join(STORAGE_DTYPES)} (default: as in the file)",
+    )
+    group.add_argument(
+        "--vae-dtype", default="auto", metavar="NAME", help="auto is float16 on CUDA and float32 elsewhere"
+    )
+    group.add_argument("--text-dtype", default="auto", metavar="NAME", help="auto is that of the text encoders' files")
+
+
+def add_tiles(parser: Parser) -> None:
+    """How the VAE cuts a video."""
+    group = parser.add_argument_group("VAE tiles")
+    group.add_argument(
+        "--tiles",
+        default="reference",
+        metavar="WHAT",
+        help="reference (256 pixels, 64 frames), none (in one piece), or a tile size in pixels (default: reference)",
+    )
+    group.add_argument(
+        "--tile-frames", type=_whole("tile frames", InvalidSetting), metavar="N", help="frames of a tile (default: 64)"
+    )
+    group.add_argument(
+        "--tile-overlap",
+        type=_real("tile overlap", InvalidSetting),
+        metavar="X",
+        help="fraction of a tile shared with the next (default: 0.25)",
+    )
+
+
+def _whole(name: str, error: type[HyvError]) -> Callable[[str], int]:
+    return number(int, name, error)
+
+
+def _real(name: str, error: type[HyvError]) -> Callable[[str], float]:
+    return number(float, name, error)
+
+
+def _default(value: object) -> str:
+    return f"(default: {value})"

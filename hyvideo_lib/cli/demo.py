@@ -1,0 +1,73 @@
+"""`hyvideo demo`: a prompt of the demo model's small world to a clip, in seconds, with no download."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from ..demo import assets
+from ..errors import FileMissing
+from .arguments import Parser, add_device, add_sampling, add_tiles
+from .options import choose_device, precision_options, sampling_options
+from .outputs import FOLDER, check_suffix, numbered
+from .report import Console
+
+SUMMARY = "Make a small clip with the embedded demo model."
+OUTPUT = FOLDER / "demo.mp4"
+SEED = 0
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.description = (
+        f"{SUMMARY} It knows one shape (circle, square, triangle) in one of seven colours (red, green, blue, yellow, "
+        "white, purple, orange) that moves left, right, up or down or stands still, on a black, gray, navy or beige "
+        f"background, in clips of {assets.WIDTH} x {assets.HEIGHT} pixels and {assets.FRAMES} frames."
+    )
+    parser.add_argument("prompt", nargs="?", default=assets.PROMPT, help=f"(default: {assets.PROMPT!r})")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"the mp4 to write (default: {OUTPUT}, replaced each time)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the file named by --out if it exists")
+    parser.add_argument("--seed", default=SEED, metavar="N", help=f"(default: {SEED}, so that runs are alike)")
+    add_sampling(parser, steps=assets.STEPS, shift=assets.SHIFT, guidance=assets.GUIDANCE, negative="an empty one")
+    add_tiles(parser)
+    add_device(parser)
+
+
+def run(options: Namespace, console: Console) -> int:
+    from ..pipeline import Files, GenerateRequest, check_files
+    from .render import Renderer, Task
+
+    output = check_suffix(options.out or OUTPUT, ".mp4", "--out")
+    request = GenerateRequest(
+        prompt=options.prompt,
+        width=assets.WIDTH,
+        height=assets.HEIGHT,
+        frames=assets.FRAMES,
+        fps=assets.FPS,
+        **sampling_options(options, negative=""),
+    )
+    request.check()
+    files = Files(assets.TRANSFORMER, assets.VAE, assets.LLM, assets.CLIP)
+    check_complete(files.transformer.parent, [files.transformer, files.vae, files.llm, files.clip])
+    check_files(files)
+    (names,) = numbered(output, 1, request.videos)
+    tasks = [Task(request, seed, name) for seed, name in zip(request.seeds, names, strict=True)]
+    renderer = Renderer(
+        files,
+        precision_options(options),
+        choose_device(options.device),
+        console,
+        overwrite=options.force or options.out is None,
+    )
+    return renderer.render(tasks)
+
+
+def check_complete(folder: Path, files: list[Path]) -> None:
+    """Raises FileMissing if the package came without its demo model."""
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise FileMissing(
+            f"The demo model is incomplete: {', '.join(missing)} missing in {folder}. Install hyvideo again, or clone "
+            "the repository anew."
+        )

@@ -1,0 +1,96 @@
+"""Options as the library's own types: what each verb's parsed arguments mean."""
+
+from __future__ import annotations
+
+import secrets
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidSetting, InvalidTiles
+from .arguments import number
+
+if TYPE_CHECKING:
+    from ..pipeline import Precision
+    from ..text import PromptTemplate
+    from ..vae import Tiles
+
+RANDOM_SEEDS = 2**32
+"""PyTorch's CPU generator looks at so many bits."""
+
+
+def sampling_options(options: Namespace, negative: str | None = None) -> dict[str, Any]:
+    """The fields of a GenerateRequest that `add_sampling`, `add_tiles` and the seed options give.
+
+    negative: the negative prompt if none is given.
+    """
+    from ..sampling import GuidanceConfig, check_seed
+
+    return {
+        "negative_prompt": negative if options.negative is None else options.negative,
+        "steps": options.steps,
+        "shift": options.shift,
+        "solver": options.solver,
+        "guidance": GuidanceConfig(
+            embedded=options.guidance,
+            cfg_scale=options.cfg_scale,
+            cfg_start=options.cfg_start,
+            cfg_end=options.cfg_end,
+            rescale=options.cfg_rescale,
+            batched=not options.cfg_in_turn,
+        ),
+        "seed": secrets.randbelow(RANDOM_SEEDS) if options.seed is None else check_seed(options.seed),
+        "videos": options.videos,
+        "tiles": tiles_options(options),
+    }
+
+
+def tiles_options(options: Namespace) -> Tiles | None:
+    """What --tiles, --tile-frames and --tile-overlap mean. Raises InvalidTiles, InvalidSetting."""
+    from ..vae import Tiles
+
+    given = {"frames": options.tile_frames, "overlap": options.tile_overlap}
+    changed = {name: value for name, value in given.items() if value is not None}
+    if options.tiles == "none":
+        if changed:
+            raise InvalidTiles("--tile-frames and --tile-overlap need tiles, but --tiles is none. Leave that out.")
+        return None
+    if options.tiles != "reference":
+        changed["size"] = number(int, "tiles", InvalidTiles)(options.tiles)
+    return Tiles(**changed)
+
+
+def precision_options(options: Namespace) -> Precision:
+    """What the dtype options mean. Raises InvalidSetting."""
+    from ..pipeline import Precision
+
+    return Precision(options.dtype, options.storage_dtype, options.vae_dtype, options.text_dtype)
+
+
+def template_options(options: Namespace) -> PromptTemplate:
+    """What --template and --template-text mean. Raises InvalidTemplate, InvalidSetting."""
+    from ..text import TEMPLATES, PromptTemplate
+
+    if options.template_text is not None:
+        return PromptTemplate(options.template_text.replace("\\n", "\n"))
+    if options.template not in TEMPLATES:
+        raise InvalidSetting(f"template is {options.template!r}, but must be one of: {', '.join(TEMPLATES)}.")
+    return TEMPLATES[options.template]
+
+
+def choose_device(name: str) -> str:
+    """The device of that name if it is there; "auto" is the best one. Raises InvalidSetting."""
+    there = available_devices()
+    if name == "auto":
+        return there[0]
+    if name not in there and f"{name}:0" not in there:
+        raise InvalidSetting(f"device is {name!r}, but must be auto or one that is here: {', '.join(there)}.")
+    return name
+
+
+def available_devices() -> list[str]:
+    """Devices that PyTorch finds on this machine, the fastest kind first."""
+    import torch
+
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return [*cuda, *mps, "cpu"]

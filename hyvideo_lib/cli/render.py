@@ -1,0 +1,314 @@
+"""Tasks to files: the stages of the pipeline run over all videos of a command, each failing by itself.
+
+One bad prompt does not stop the others; what would stop them too (Ctrl-C, memory, a full disk) ends the run. Latents go
+to a file as soon as they are sampled, since minutes or hours are in them, and stay there until the video is written.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..atomic import check_output
+from ..errors import DiskFull, HyvError, Interrupted, OutOfMemory, OutputNotWritable
+from ..host import HeadlessHost
+from ..pipeline import (
+    Clock,
+    Files,
+    GenerateRequest,
+    PixelStage,
+    Precision,
+    SampleStage,
+    Texts,
+    TextStage,
+    check_prompt,
+    save_latents,
+)
+from ..video import write_video
+from .interrupt import stop_on_signals
+from .progress import Progress, duration
+from .report import Console, describe, unexpected
+
+FATAL = (Interrupted, OutOfMemory, DiskFull)
+"""Errors that the next video would meet as well."""
+
+
+@dataclass(eq=False)
+class Task:
+    """One video on its way. `settings` are those that go into its file.
+
+    keep: where latents are wanted for good. kept: where they are; for now only, if just until the video is written.
+    texts, latents: what the stages made so far. seconds: per stage.
+    """
+
+    request: GenerateRequest
+    seed: int
+    output: Path
+    line: int | None = None
+    keep: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    texts: Texts | None = None
+    latents: Tensor | None = None
+    kept: Path | None = None
+    error: HyvError | None = None
+    is_done: bool = False
+
+    is_kept_for_now: bool = True
+
+    @property
+    def warnings(self) -> list[dict[str, str]]:
+        return [asdict(notice) for notice in self.texts.warnings] if self.texts else []
+
+    @property
+    def label(self) -> str:
+        """How to speak of it among others."""
+        return f"line {self.line}" if self.line is not None else self.output.name
+
+    @property
+    def is_open(self) -> bool:
+        return self.error is None and not self.is_done
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says of it."""
+        about: dict[str, Any] = {"prompt": self.request.prompt, "seed": self.seed}
+        if self.line is not None:
+            about["line"] = self.line
+        about["latents"] = str(self.kept) if self.kept else None
+        if self.is_done:
+            about = {"file": str(self.output), **about, "seconds": self.seconds, "settings": self.settings}
+        if self.error:
+            about["error"] = describe(self.error)
+        return {**about, "warnings": self.warnings}
+
+
+class Renderer:
+    """What all videos of a command share."""
+
+    def __init__(self, files: Files, precision: Precision, device: str, console: Console, overwrite: bool) -> None:
+        self.files, self.precision, self.console, self.overwrite = files, precision, console, overwrite
+        self.progress = Progress(console)
+        self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
+        self._begin = time.perf_counter()
+
+    def render(self, tasks: Sequence[Task], start: Tensor | None = None, start_video: Tensor | None = None) -> int:
+        """Make all videos, report, and return the exit code.
+
+        Tasks of one request stand together. start: unscaled latents to begin with; start_video: the same as frames
+        [F, H, W, 3].
+        """
+
+        def work() -> None:
+            self._check(tasks)
+            self._run_stages(tasks, start, start_video)
+
+        return self._guarded(tasks, work)
+
+    def decode(self, task: Task) -> int:
+        """Finish one video whose latents are there already, and report."""
+
+        def work() -> None:
+            self._check([task])
+            self._decode([task])
+
+        return self._guarded([task], work)
+
+    def _guarded(self, tasks: Sequence[Task], work: Callable[[], None]) -> int:
+        """Do the work under the signal handlers. An error that ends the run is every open task's."""
+        failure: HyvError | None = None
+        try:
+            with stop_on_signals(self.host.cancel):
+                work()
+        except HyvError as error:
+            failure = error
+        except KeyboardInterrupt:
+            failure = Interrupted("Stopped at once; nothing half-written was kept.")
+        self.progress.close()
+        for task in tasks:
+            if failure and task.is_open:
+                task.error = failure
+        return self._report(tasks)
+
+    def _check(self, tasks: Sequence[Task]) -> None:
+        """What can be told of each task before anything is loaded."""
+        for task in tasks:
+            if task.is_open:
+                with self._attempt(task):
+                    check_prompt(task.request.prompt)
+                    check_output(task.output, self.overwrite)
+                    if task.keep:
+                        check_output(task.keep, self.overwrite)
+
+    def _run_stages(self, tasks: Sequence[Task], start: Tensor | None, start_video: Tensor | None) -> None:
+        if not any(task.is_open for task in tasks):
+            return
+        shared = Clock(self.host)
+        if start_video is not None:
+            with closing(PixelStage(self.files.vae, self.precision, self.host, shared)) as pixels:
+                start = pixels.encode(start_video, tasks[0].request.tiles, shared)
+        requests = [list(group) for _, group in groupby(tasks, key=lambda task: id(task.request))]
+        with closing(TextStage(self.files, self.precision, self.host, shared)) as encode:
+            for videos in requests:
+                self._encode(videos, encode, shared)
+        for task in tasks:
+            task.seconds = dict(shared.seconds)
+        for videos in requests:
+            self._sample(videos, start)
+            self._decode(videos)
+
+    def _encode(self, videos: Sequence[Task], encode: TextStage, clock: Clock) -> None:
+        """Encode the one prompt of these videos."""
+        opened = [task for task in videos if task.is_open]
+        if not opened:
+            return
+        with self._attempt(opened[0]):
+            opened[0].texts = encode(opened[0].request, clock)
+        for task in opened:
+            task.texts, task.error = opened[0].texts, opened[0].error
+
+    def _sample(self, videos: Sequence[Task], start: Tensor | None) -> None:
+        """Latents of these videos of one prompt."""
+        if not any(task.is_open for task in videos):
+            return
+        loading = Clock(self.host)
+        with closing(SampleStage(self.files, self.precision, self.host, loading)) as sample:
+            for task in videos:
+                if task.texts is None or not task.is_open:
+                    continue
+                if len(videos) > 1 or task.line is not None:
+                    self.console.note(f"{task.output.name}: {task.request.prompt} (seed {task.seed})")
+                with self._attempt(task, loading) as clock:
+                    task.latents = sample(task.request, task.texts, task.seed, clock, start)
+                    task.settings = {**task.request.settings(task.seed), **self._surroundings()}
+                    self._keep(task)
+
+    def _decode(self, videos: Sequence[Task]) -> None:
+        """Files of these videos, which have latents."""
+        if not any(task.is_open for task in videos):
+            return
+        loading = Clock(self.host)
+        try:
+            stage = PixelStage(self.files.vae, self.precision, self.host, loading)
+        except HyvError as error:  # hours may be in the latents: say where they are
+            raise self._with_latents(error, next(task for task in videos if task.is_open)) from error
+        with closing(stage) as pixels:
+            for task in videos:
+                if task.latents is None or not task.is_open:
+                    continue
+                with self._attempt(task, loading) as clock:
+                    frames = pixels.decode(task.latents, task.request.tiles, clock)
+                    self._write(task, frames, clock)
+                if task.is_done:
+                    self._tell(task, frames)
+
+    def _write(self, task: Task, frames: Tensor, clock: Clock) -> None:
+        height, width = frames.shape[1:3]
+        # The seconds of writing cannot stand in what is written.
+        settings = {**task.settings, "seconds": {**task.seconds, **clock.seconds}}
+        with clock.stage("write"):
+            write_video(task.output, self._count(frames), width, height, task.request.fps, settings, self.overwrite)
+        task.settings, task.latents, task.is_done = settings, None, True
+        if task.kept and task.is_kept_for_now:
+            task.kept.unlink(missing_ok=True)
+            task.kept = None
+
+    def _count(self, frames: Tensor) -> Iterator[Tensor]:
+        """The frames one by one, with progress, and a chance to stop before each."""
+        for index, frame in enumerate(frames):
+            self.host.check_interrupt()
+            yield frame
+            self.host.step(index + 1, len(frames))
+
+    def _tell(self, task: Task, frames: Tensor) -> None:
+        self.progress.close()
+        count, height, width = frames.shape[:3]
+        total = duration(sum(task.seconds.values()))
+        self.console.say(f"{task.output}  ({count} frames of {width} x {height}, seed {task.seed}, {total})")
+
+    @contextmanager
+    def _attempt(self, task: Task, loading: Clock | None = None) -> Iterator[Clock]:
+        """A part of a task under a clock of its own: what fails in it is the task's error, and ends there unless FATAL.
+
+        loading: a clock whose seconds are this task's as well.
+        """
+        clock = Clock(self.host)
+        if loading:
+            task.seconds.update(loading.seconds)
+        try:
+            yield clock
+        except HyvError as error:
+            task.error = self._with_latents(error, task)
+            if isinstance(error, FATAL):
+                raise task.error from error
+        except Exception as error:
+            task.error = self._with_latents(unexpected(error), task)
+            task.error.__cause__ = error
+        finally:
+            task.seconds.update(clock.seconds)
+
+    def _keep(self, task: Task) -> None:
+        """Put the latents where they outlive this process: where the user said, else beside the video, else in temp."""
+        assert task.latents is not None
+        if task.keep:
+            save_latents(task.keep, task.latents, task.settings, self.overwrite)
+            task.kept, task.is_kept_for_now = task.keep, False
+            return
+        for folder in (task.output.parent, Path(tempfile.gettempdir())):
+            path = folder / f"{task.output.stem}-{secrets.token_hex(3)}.latents.safetensors"
+            with suppress(DiskFull, OutputNotWritable):
+                save_latents(path, task.latents, task.settings)
+                task.kept = path
+                return
+
+    def _with_latents(self, error: HyvError, task: Task) -> HyvError:
+        """The error, with the whereabouts of the latents if the task has any."""
+        if task.latents is None:
+            return error
+        if task.kept is None:
+            self._keep(task)
+        if task.kept is None:
+            text = f"Its latents could not be kept: no room in {task.output.parent} nor in {tempfile.gettempdir()}."
+        else:
+            text = f"The latents are kept in {task.kept}; `hyvideo generate --decode` makes the video from them."
+        return type(error)(f"{error} {text}")
+
+    def _surroundings(self) -> dict[str, Any]:
+        """What else decides the numbers: files, device, dtypes."""
+        device, precision = self.host.device, self.precision
+        return {
+            "files": self.files.names(),
+            "device": str(device),
+            "dtype": str(precision.transformer_dtype(device)).removeprefix("torch."),
+            "storage_dtype": precision.storage,
+            "vae_dtype": str(precision.vae_dtype(device)).removeprefix("torch."),
+        }
+
+    def _report(self, tasks: Sequence[Task]) -> int:
+        failed = [task for task in tasks if task.error]
+        report = {
+            "videos": [task.describe() for task in tasks if task.is_done],
+            "failed": [task.describe() for task in failed],
+            "warnings": [warning for task in tasks for warning in task.warnings],
+            "seconds": round(time.perf_counter() - self._begin, 3),
+        }
+        if not failed:
+            self.console.result(report)
+            return 0
+        first = failed[0].error
+        assert first is not None
+        if len(tasks) == 1:
+            return self.console.fail(first, report)
+        for error, group in groupby(failed, key=lambda task: task.error):
+            names = ", ".join(task.label for task in group)
+            self.console.note(f"Error in {names}: {error}")
+        self.console.note(f"{len(tasks) - len(failed)} of {len(tasks)} videos were made.")
+        return self.console.fail(first, report, is_told=True)

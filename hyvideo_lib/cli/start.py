@@ -1,0 +1,94 @@
+"""What a run begins with (nothing, a video, latents), and the size that follows where none was given."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput, InvalidFrames
+from ..geometry import (
+    PIXELS_PER_TOKEN,
+    SPATIAL_COMPRESSION,
+    TEMPORAL_COMPRESSION,
+    check_frames,
+    check_size,
+    nearest_sizes,
+    pixel_frames,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WIDTH, HEIGHT, FRAMES, FPS = 848, 480, 73, 24.0
+MAX_INPUT_FRAMES = 129
+"""Of a longer input video only so many are taken unless --frames says otherwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Size and rate of a run in pixels, frames, frames per second; latents [1, C, T, H, W] or video [F, H, W, 3]."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+    latents: Tensor | None = None
+    video: Tensor | None = None
+
+    @property
+    def is_given(self) -> bool:
+        return self.latents is not None or self.video is not None
+
+
+def find_start(options: Namespace) -> Start:
+    """What --input-video, --input-latents and the size options say.
+
+    Raises BadInput, FileMissing, FileUnreadable, WrongKind, InvalidSize, InvalidFrames.
+    """
+    from ..pipeline import load_latents
+
+    if options.input_video and options.input_latents:
+        raise BadInput("Both --input-video and --input-latents were given. A run can begin with one of them only.")
+    if options.input_latents:
+        return from_latents(options, *load_latents(options.input_latents))
+    if options.input_video:
+        return _from_video(options, options.input_video)
+    return Start(*_given(options, WIDTH, HEIGHT, FRAMES, FPS))
+
+
+def from_latents(options: Namespace, latents: Tensor, settings: Mapping[str, Any]) -> Start:
+    """Latents, and their size where the options give none; the rate is that of the settings they were made with."""
+    height, width = (n * SPATIAL_COMPRESSION for n in latents.shape[3:])
+    fps = settings.get("fps")
+    rate = float(fps) if isinstance(fps, int | float) else FPS
+    return Start(*_given(options, width, height, pixel_frames(latents.shape[2]), rate), latents=latents)
+
+
+def _from_video(options: Namespace, path: Path) -> Start:
+    from ..video import probe_size, read_frames
+
+    width, height = (nearest_sizes(size, PIXELS_PER_TOKEN)[0] for size in probe_size(path))
+    width, height, wanted, fps = _given(options, width, height, MAX_INPUT_FRAMES, FPS)
+    check_size(width, height)
+    check_frames(wanted)
+    video = read_frames(path, width, height, wanted, fps)
+    found, _ = nearest_sizes(len(video), TEMPORAL_COMPRESSION, 1)
+    if options.frames is not None and found < wanted:
+        raise InvalidFrames(
+            f"frames is {wanted}, but {path.name} has {len(video)} at {fps:g} per second. "
+            f"Use --frames {found} or a longer video."
+        )
+    return Start(width, height, found, fps, video=video[:found])
+
+
+def _given(options: Namespace, width: int, height: int, frames: int, fps: float) -> tuple[int, int, int, float]:
+    """The options of these names, each where it is given, else as it stands."""
+    return (
+        width if options.width is None else options.width,
+        height if options.height is None else options.height,
+        frames if options.frames is None else options.frames,
+        fps if options.fps is None else options.fps,
+    )

@@ -1,0 +1,37 @@
+"""The stages in a row: prompt to text states, noise to latents, latents to frames.
+
+`generate` runs one request through all of them; a caller with many requests (the command line) keeps a stage open over
+several.
+"""
+
+from .clock import STAGES, Clock
+from .files import Files, check_file, check_files
+from .latents import check_latents, load_latents, save_latents
+from .precision import COMPUTE_DTYPES, DTYPES, Precision
+from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
+from .run import Result, generate
+from .stages import Notice, PixelStage, SampleStage, Texts, TextStage
+
+__all__ = [
+    "COMPUTE_DTYPES",
+    "DTYPES",
+    "NEGATIVE_PROMPT",
+    "STAGES",
+    "Clock",
+    "Files",
+    "GenerateRequest",
+    "Notice",
+    "PixelStage",
+    "Precision",
+    "Result",
+    "SampleStage",
+    "TextStage",
+    "Texts",
+    "check_file",
+    "check_files",
+    "check_latents",
+    "check_prompt",
+    "generate",
+    "load_latents",
+    "save_latents",
+]

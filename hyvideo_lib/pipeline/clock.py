@@ -1,0 +1,72 @@
+"""Stages by name: how long each took, and what to try when memory runs out in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..errors import OutOfMemory
+from ..host import Host
+
+
+@dataclass(frozen=True)
+class Stage:
+    """title: for progress bars. advice: what to try when memory runs out in it."""
+
+    title: str
+    advice: str
+
+
+_LESS_VIDEO = "Make the video smaller or shorter (--width, --height, --frames)"
+_SMALLER_TILES = (
+    f"Decode in tiles, or in smaller ones (--tiles reference, --tiles 128). {_LESS_VIDEO} if that is not enough."
+)
+
+STAGES = {
+    "load_text": Stage("loading text encoders", "Use text encoders stored in 16 bits or less, or --device cpu."),
+    "encode_text": Stage("encoding text", "Use text encoders stored in 16 bits or less, or --device cpu."),
+    "load_vae": Stage("loading VAE", "Use --device cpu, or close other programs."),
+    "encode_video": Stage("encoding video", _SMALLER_TILES),
+    "load_transformer": Stage("loading transformer", "Keep its weights in 8 bits (--storage-dtype float8_e4m3fn)."),
+    "sample": Stage(
+        "sampling",
+        f"{_LESS_VIDEO}, keep the weights in 8 bits (--storage-dtype float8_e4m3fn), or with CFG use --cfg-in-turn.",
+    ),
+    "decode": Stage("decoding", _SMALLER_TILES),
+    "write": Stage("writing", "Close other programs."),
+}
+
+
+class Clock:
+    """Seconds per stage. A stage that it runs is announced to the host, and named if memory runs out in it."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Run a stage of STAGES. Raises OutOfMemory for what PyTorch and Python say when memory runs out."""
+        self._host.check_interrupt()
+        if name != "sample":  # the sampling loop announces itself, with its number of steps
+            self._host.stage(STAGES[name].title, 0)
+        begin = time.perf_counter()
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or ["no details"])[0]
+            raise OutOfMemory(f"Memory ran out while {STAGES[name].title} ({reason}). {STAGES[name].advice}") from error
+        finally:
+            spent = time.perf_counter() - begin
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the many ways to say that memory ran out."""
+    text = str(error).lower()
+    said = any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)

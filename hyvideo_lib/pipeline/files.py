@@ -1,0 +1,75 @@
+"""The four files of a run, and whether they are what they are given as and belong together: from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ..checkpoint import FileReport, inspect_file
+from ..checkpoint.variants import KIND_NAMES
+from ..errors import UnsupportedFile, WrongKind
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the models are. A tokenizer that is None is looked for beside its encoder."""
+
+    transformer: Path
+    vae: Path
+    llm: Path
+    clip: Path
+    llm_tokenizer: Path | None = None
+    clip_tokenizer: Path | None = None
+
+    def names(self) -> dict[str, str]:
+        """The files' names without folders, for the settings inside a video."""
+        return {field.name: path.name for field in fields(self) if (path := getattr(self, field.name))}
+
+
+KIND_OF_ROLE = {"transformer": "transformer", "vae": "vae", "llm": "llama", "clip": "clip"}
+
+
+def check_files(files: Files) -> Mapping[str, FileReport]:
+    """Look at the headers of all four files: that they are what they are given as, and that they fit together.
+
+    Returns the reports by role. Raises FileMissing, FileTruncated, FileUnreadable, WrongKind, UnsupportedFile.
+    """
+    reports = {role: check_file(role, getattr(files, role)) for role in KIND_OF_ROLE}
+    config = {role: report.config or {} for role, report in reports.items()}
+    if reports["transformer"].variant != "t2v":
+        raise UnsupportedFile(
+            f"{files.transformer.name} is no text-to-video transformer: {' '.join(reports['transformer'].notes)} "
+            "Give a transformer that takes as many channels as it gives."
+        )
+    wanted = config["transformer"]
+    for role, given, needed, what in (
+        ("vae", "latent_channels", "out_channels", "latent channels"),
+        ("llm", "hidden_size", "text_dim", "numbers per token"),
+        ("clip", "hidden_size", "pooled_dim", "numbers per prompt"),
+    ):
+        if config[role][given] != wanted[needed]:
+            raise UnsupportedFile(
+                f"{getattr(files, role).name} and {files.transformer.name} do not belong together: one has "
+                f"{config[role][given]} {what}, the other {wanted[needed]}. Give the files of one model."
+            )
+    return reports
+
+
+def check_file(role: str, path: Path) -> FileReport:
+    """The report on one file, which must be what its role asks for: "transformer", "vae", "llm" or "clip"."""
+    report = inspect_file(path)
+    kind = KIND_OF_ROLE[role]
+    if report.kind != kind and report.kind != "unknown":
+        raise WrongKind(
+            f"{path.name} was given as {KIND_NAMES[kind]}, but it is {KIND_NAMES[report.kind]}. "
+            f"Give another file as {role}."
+        )
+    if not report.supported:
+        raise UnsupportedFile(f"{path.name} cannot be used as {KIND_NAMES[kind]}. {report.reason}")
+    return report
+
+
+def vae_scaling(path: Path) -> float:
+    """What latents of this VAE are multiplied by for the transformer, from the file's header."""
+    return float((check_file("vae", path).config or {})["scaling"])

@@ -1,0 +1,61 @@
+"""What models are computed in and stored in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import InvalidSetting
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What models are computed in and stored in, by name in DTYPES. Checked when made; raises InvalidSetting.
+
+    "auto": the transformer in float32 on a CPU and bfloat16 elsewhere; the VAE in float16 on a CUDA device and float32
+    elsewhere; the text encoders as their files are. storage: the transformer's weights; None leaves them as they are.
+    """
+
+    compute: str = "auto"
+    storage: str | None = None
+    vae: str = "auto"
+    text: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("compute", "vae", "text"):
+            _check_choice(f"{name} dtype", getattr(self, name), COMPUTE_DTYPES)
+        if self.storage is not None:
+            _check_choice("storage dtype", self.storage, tuple(DTYPES))
+
+    @property
+    def storage_dtype(self) -> torch.dtype | None:
+        return None if self.storage is None else DTYPES[self.storage]
+
+    @property
+    def text_dtype(self) -> torch.dtype | None:
+        return None if self.text == "auto" else DTYPES[self.text]
+
+    def transformer_dtype(self, device: torch.device) -> torch.dtype:
+        return DTYPES[_resolve(self.compute, "bfloat16" if device.type != "cpu" else "float32")]
+
+    def vae_dtype(self, device: torch.device) -> torch.dtype:
+        return DTYPES[_resolve(self.vae, "float16" if device.type == "cuda" else "float32")]
+
+
+def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise InvalidSetting(f"{name} is {value!r}, but must be one of: {', '.join(accepted)}.")
+
+
+def _resolve(name: str, automatic: str) -> str:
+    return automatic if name == "auto" else name

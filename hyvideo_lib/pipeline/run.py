@@ -1,0 +1,55 @@
+"""One request through all stages."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..host import HeadlessHost, Host
+from .clock import Clock
+from .files import Files, check_files
+from .precision import Precision
+from .request import GenerateRequest
+from .stages import Notice, PixelStage, SampleStage, TextStage
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Videos of one request, one per seed.
+
+    frames: bytes [N, F, H, W, 3]. latents: [N, C, T, H/8, W/8], float32, unscaled. seconds: per stage.
+    """
+
+    frames: Tensor
+    latents: Tensor
+    seeds: list[int]
+    seconds: dict[str, float]
+    warnings: tuple[Notice, ...]
+
+
+def generate(
+    request: GenerateRequest,
+    files: Files,
+    host: Host | None = None,
+    start: Tensor | None = None,
+    precision: Precision = Precision(),  # noqa: B008 (frozen)
+) -> Result:
+    """From a prompt to its videos.
+
+    start: unscaled latents [1, C, T, H, W] to begin with instead of noise. Raises HyvError's children only: bad input
+    before anything is loaded, then OutOfMemory, NonFiniteOutput, and what the host raises when the user cancels.
+    """
+    request.check()
+    check_files(files)
+    host = host or HeadlessHost()
+    clock = Clock(host)
+    with closing(TextStage(files, precision, host, clock)) as encode:
+        texts = encode(request, clock)
+    with closing(SampleStage(files, precision, host, clock)) as sample:
+        latents = torch.cat([sample(request, texts, seed, clock, start) for seed in request.seeds])
+    with closing(PixelStage(files.vae, precision, host, clock)) as pixels:
+        frames = torch.stack([pixels.decode(row, request.tiles, clock) for row in latents.split(1)])
+    return Result(frames, latents, request.seeds, clock.seconds, texts.warnings)

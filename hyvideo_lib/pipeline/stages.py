@@ -1,0 +1,206 @@
+"""The three stages. Each loads its models when made and lets them go when closed, so that no two share the memory."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import load_text_encoder, load_transformer, load_vae
+from ..errors import NonFiniteOutput, WrongKind
+from ..host import Host
+from ..sampling import denoise, draw_noise, make_sigmas, make_velocity_fn, mix_noise, truncate_sigmas
+from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
+from ..transformer import HunyuanVideoTransformer, RopeSettings, TransformerConfig
+from ..vae import CausalVideoVAE, Tiles
+from ..video import frames_from_pixels, pixels_from_frames
+from .clock import Clock
+from .files import Files, vae_scaling
+from .precision import Precision
+from .request import GenerateRequest
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know though the run goes on; `code` is stable."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """An encoded prompt, on the CPU. negative is None without classifier-free guidance."""
+
+    positive: TextEmbeds
+    negative: TextEmbeds | None
+    warnings: tuple[Notice, ...] = ()
+
+
+class TextStage:
+    """Both text encoders."""
+
+    def __init__(self, files: Files, precision: Precision, host: Host, clock: Clock) -> None:
+        self._host = host
+        with clock.stage("load_text"):
+            load = partial(load_text_encoder, compute_dtype=precision.text_dtype, device=host.device)
+            host.request_memory(_file_size(files.llm) + _file_size(files.clip))
+            llm, clip = load(files.llm, files.llm_tokenizer), load(files.clip, files.clip_tokenizer)
+        if not isinstance(llm, LlamaTextEncoder) or not isinstance(clip, ClipTextEncoder):
+            raise WrongKind("The files of the language model and of the CLIP encoder are interchanged.")
+        self._encoders = llm, clip
+
+    def __call__(self, request: GenerateRequest, clock: Clock) -> Texts:
+        """Encode the prompt, and the negative one if it is used. Raises InvalidTemplate, UnsupportedFile."""
+        with clock.stage("encode_text"):
+            positive = self._encode(request.prompt, request.template)
+            negative = request.used_negative
+            return Texts(
+                positive,
+                None if negative is None else self._encode(negative, request.template),
+                tuple(_prompt_cut(cut) for cut in positive.tokens_cut if cut),
+            )
+
+    def _encode(self, prompt: str, template: PromptTemplate) -> TextEmbeds:
+        """One prompt by itself, so that its numbers do not depend on those it shares a batch with."""
+        return encode_prompt(prompt, *self._encoders, template, host=self._host).to("cpu")
+
+    def close(self) -> None:
+        del self._encoders
+        free_memory(self._host.device)
+
+
+class SampleStage:
+    """The transformer."""
+
+    def __init__(self, files: Files, precision: Precision, host: Host, clock: Clock) -> None:
+        self._host = host
+        with clock.stage("load_transformer"):
+            host.request_memory(_file_size(files.transformer))
+            self._model = load_transformer(
+                files.transformer,
+                precision.storage_dtype,
+                precision.transformer_dtype(host.device),
+                host.device,
+            )
+        self._scaling = vae_scaling(files.vae)
+
+    def __call__(
+        self, request: GenerateRequest, texts: Texts, seed: int, clock: Clock, start: Tensor | None = None
+    ) -> Tensor:
+        """The latents of one video, [1, C, T, H, W], float32, unscaled, on the CPU.
+
+        start: [1, C, T, H, W], unscaled: latents to begin with, changed as much as the request's strength says.
+        Raises NonFiniteOutput, InvalidSetting, OutOfMemory, and what the host raises when the user cancels.
+        """
+        with clock.stage("sample"):
+            sigmas = make_sigmas(request.steps, request.shift)
+            latents = draw_noise((self._model.config.out_channels, *request.latent_shape), [seed])
+            if start is not None:
+                sigmas = truncate_sigmas(sigmas, request.strength)
+                latents = mix_noise(start.float() * self._scaling, latents, float(sigmas[0]))
+            velocity_fn = make_velocity_fn(
+                _BoundTransformer(self._model, request.rope, self._host),
+                texts.positive,
+                texts.negative,
+                sigmas=sigmas,
+                config=request.guidance,
+            )
+            latents = denoise(velocity_fn, latents.to(self._host.device), sigmas, request.solver, self._host)
+            return latents.cpu() / self._scaling
+
+    def close(self) -> None:
+        del self._model
+        free_memory(self._host.device)
+
+
+class PixelStage:
+    """The VAE, both ways."""
+
+    def __init__(self, vae_file: Path, precision: Precision, host: Host, clock: Clock) -> None:
+        self._host = host
+        with clock.stage("load_vae"):
+            host.request_memory(_file_size(vae_file))
+            self._vae: CausalVideoVAE = load_vae(
+                vae_file, compute_dtype=precision.vae_dtype(host.device), device=host.device
+            )
+
+    def decode(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
+        """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W].
+
+        Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
+        """
+        with clock.stage("decode"):
+            pixels = self._vae.decode(latents.to(self._host.device), tiles, self._host)
+            if not bool(torch.isfinite(pixels).all()):
+                raise NonFiniteOutput(
+                    f"Decoding in {str(pixels.dtype).removeprefix('torch.')} gave NaN or infinity; the video would "
+                    "have black frames. Decode in float32 (--vae-dtype float32). If it does already, the VAE's file "
+                    "is damaged."
+                )
+            return frames_from_pixels(pixels[0])
+
+    def encode(self, frames: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
+        """Unscaled latents [1, C, T, H, W], float32, on the CPU (the posterior's mean) of bytes [F, H, W, 3]."""
+        with clock.stage("encode_video"):
+            pixels = pixels_from_frames(frames)[None]
+            return self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
+
+    def close(self) -> None:
+        del self._vae
+        free_memory(self._host.device)
+
+
+@dataclass(frozen=True)
+class _BoundTransformer:
+    """A transformer with its rope settings and its host: what the guidance calls."""
+
+    model: HunyuanVideoTransformer
+    rope: RopeSettings
+    host: Host
+
+    @property
+    def config(self) -> TransformerConfig:
+        return self.model.config
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        text_mask: Tensor,
+        pooled_embeds: Tensor,
+        guidance: float | None = None,
+        clean_first_frame: bool = False,
+    ) -> Tensor:
+        velocity: Tensor = self.model(
+            latents,
+            timesteps,
+            text_embeds,
+            text_mask,
+            pooled_embeds,
+            guidance=guidance,
+            clean_first_frame=clean_first_frame,
+            rope=self.rope,
+            host=self.host,
+        )
+        return velocity
+
+
+def _prompt_cut(cut: int) -> Notice:
+    return Notice("prompt_cut", f"The prompt is too long: its last {cut} tokens are not used. Shorten it.")
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what is no longer referred to."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size

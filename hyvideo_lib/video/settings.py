@@ -1,0 +1,97 @@
+"""The settings of a run inside its mp4: one JSON object in the comment tag, written by ffmpeg, read back by hand.
+
+mp4 is boxes in boxes, each `size, type, body` (ISO/IEC 14496-12); the comment lies at moov/udta/meta/ilst/(c)cmt/data.
+The reader follows that one path, trusts no size, and needs no ffmpeg.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from ..errors import FileMissing, FileTruncated, FileUnreadable
+
+MARK = "hyvideo"
+"""The key (its value is our version) by which a comment is known to be ours."""
+_PATH = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")
+_SKIPPED = {b"meta": 4, b"data": 8}
+"""Bytes between a box's header and what it holds: version and flags; type and locale of a value."""
+_MAX_BOXES = 10_000
+_MAX_COMMENT = 2**24
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The settings as an ffmetadata file. JSON in plain ASCII, so a prompt may hold any character."""
+    comment = json.dumps({**settings}, ensure_ascii=True, allow_nan=False)
+    return ";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\\n])", r"\\\1", comment) + "\n"
+
+
+def is_mp4(path: Path) -> bool:
+    """Whether a file begins as an mp4 does. Raises FileMissing, FileUnreadable."""
+    with _open(path) as file:
+        return file.read(8)[4:] == b"ftyp"
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings that an mp4 of ours was made with; None for another's.
+
+    Raises FileMissing, FileUnreadable, FileTruncated.
+    """
+    with _open(path) as file:
+        span = _Box(b"", 0, file.seek(0, 2))
+        for kind in _PATH:
+            inner = next((box for box in _boxes(file, span, path) if box.kind == kind), None)
+            if inner is None:
+                if kind == b"moov":
+                    raise FileTruncated(f"{path.name} has no index of its frames: it is cut short, or is no mp4.")
+                return None
+            span = inner
+        if span.end - span.start > _MAX_COMMENT:
+            return None
+        file.seek(span.start)
+        return _parse(file.read(span.end - span.start))
+
+
+class _Box(NamedTuple):
+    kind: bytes
+    start: int  # of the body
+    end: int
+
+
+def _boxes(file: BinaryIO, within: _Box, path: Path) -> Iterator[_Box]:
+    """The boxes in a span. Raises FileTruncated where one would reach beyond it."""
+    position = within.start
+    for _ in range(_MAX_BOXES):
+        if position + 8 > within.end:
+            return
+        file.seek(position)
+        head = file.read(16)
+        size, kind, header = int.from_bytes(head[:4], "big"), head[4:8], 8
+        if size == 1:  # a long box: the size follows in 8 bytes
+            size, header = int.from_bytes(head[8:16], "big"), 16
+        elif size == 0:  # the last box: up to the end
+            size = within.end - position
+        if size < header or position + size > within.end:
+            raise FileTruncated(f"{path.name} is cut short or damaged at byte {position}.")
+        yield _Box(kind, position + header + _SKIPPED.get(kind, 0), position + size)
+        position += size
+
+
+def _parse(comment: bytes) -> dict[str, Any] | None:
+    try:
+        settings = json.loads(comment.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return settings if isinstance(settings, dict) and MARK in settings else None
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise FileMissing(f"There is no file {str(path)!r}. Check the name and the folder.") from error
+    except OSError as error:
+        raise FileUnreadable(f"{path} cannot be opened: {error.strerror or error}.") from error

@@ -1,0 +1,73 @@
+"""mp4 files that every player shows: H.264, 4:2:0, colours as BT.709 and marked so, the index in front."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..atomic import whole_file
+from ..errors import DiskFull, RunFailed
+from .ffmpeg import file_url, running
+from .settings import settings_text
+
+CRF = 14
+"""x264's quality: small flat clips keep their colours, and nothing is seen to be lost; 23 is its own default."""
+_NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
+_SIGXFSZ = -25
+_LITTLE = 2**20  # bytes; a disk with less is full, whatever the error said
+
+
+def write_video(
+    path: Path,
+    frames: Iterable[Tensor],
+    width: int,
+    height: int,
+    fps: float,
+    settings: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Write frames [H, W, 3] (bytes) with the settings inside. `path` is complete or not there.
+
+    Whatever the iterable raises goes through. Raises OutputExists, OutputNotWritable, DiskFull, MissingPackage,
+    RunFailed.
+    """
+    with whole_file(path, overwrite) as temporary, tempfile.TemporaryDirectory(prefix="hyvideo-") as folder:
+        metadata = Path(folder, "metadata.txt")
+        metadata.write_text(settings_text(settings), encoding="ascii")
+        arguments = _arguments(metadata, temporary, width, height, fps)
+        with running(arguments, feeds=True) as ffmpeg:
+            try:
+                for frame in frames:
+                    ffmpeg.stdin.write(frame.contiguous().numpy().tobytes())
+                ffmpeg.stdin.close()
+            except BrokenPipeError:
+                pass  # it gave up; its status and words say why
+            status = ffmpeg.finish()
+        if status:
+            raise _failure(path, status, ffmpeg.complaints)
+
+
+def _arguments(metadata: Path, output: Path, width: int, height: int, fps: float) -> list[str]:
+    bt709 = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+    return [
+        *("-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "pipe:0"),
+        *("-f", "ffmetadata", "-i", file_url(metadata), "-map", "0:v", "-map_metadata", "1"),
+        *("-vf", f"scale=out_color_matrix=bt709:out_range=tv,{bt709}", "-pix_fmt", "yuv420p"),
+        *("-c:v", "libx264", "-preset", "medium", "-crf", str(CRF)),
+        *("-movflags", "+faststart", "-f", "mp4", file_url(output)),
+    ]
+
+
+def _failure(path: Path, status: int, complaints: str) -> RunFailed:
+    free = shutil.disk_usage(path.parent).free
+    if status == _SIGXFSZ or free < _LITTLE or any(text in complaints for text in _NO_ROOM):
+        return DiskFull(
+            f"There is no room left to write {path} ({free / 1e6:.0f} MB free, or a limit on the size of files). "
+            "Free some space, or name a file on another disk."
+        )
+    return RunFailed(f"ffmpeg could not write {path} (exit status {status}): {complaints[-600:] or 'no reason given'}")

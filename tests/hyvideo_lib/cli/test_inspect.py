@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from hyvideo_lib.cli import main
+
+ROLES = {"transformer": "transformer", "vae": "vae", "llm": "llama", "clip": "clip"}
+
+
+def test_each_model_file_is_told(hyvideo, tiny_files):
+    answer = hyvideo("inspect", *vars(tiny_files).values())
+    assert answer.code == 0
+    for (role, path), entry in zip(vars(tiny_files).items(), answer.report["files"], strict=True):
+        assert (entry["path"], entry["kind"], entry["supported"]) == (str(path), ROLES[role], True)
+    assert answer.report["files"][0]["config"]["rope_axes"] == [4, 6, 6]
+
+
+def test_a_bad_file_does_not_hide_the_others(hyvideo, tiny_files):
+    Path("text.safetensors").write_text("hello there")
+    answer = hyvideo("inspect", "nowhere", tiny_files.vae, "text.safetensors", ".")
+    assert (answer.code, answer.error) == (2, "file_missing")
+    codes = [entry.get("error", {}).get("code") for entry in answer.report["files"]]
+    assert codes == ["file_missing", None, "file_unreadable", "file_unreadable"]
+
+
+def test_people_read_what_it_is_and_its_sizes(tiny_files, capsys):
+    assert main(["inspect", str(tiny_files.transformer), str(tiny_files.vae)]) == 0
+    text = capsys.readouterr().out
+    assert "a transformer (diffusion model); can be used" in text
+    assert "a VAE; can be used" in text
+    assert "num_double_blocks" in text
+    assert "t2v" in text
+
+
+def test_a_video_tells_its_settings(generate, capsys):
+    generate("a red circle", "--out", "a.mp4")
+    assert main(["inspect", "a.mp4"]) == 0
+    text = capsys.readouterr().out
+    assert "made by hyvideo" in text
+    for word in ("a red circle", "seed", "7", "euler"):
+        assert word in text
+
+
+def test_a_truncated_video_is_told(generate, hyvideo):
+    generate("a red circle", "--out", "a.mp4")
+    data = Path("a.mp4").read_bytes()
+    Path("short.mp4").write_bytes(data[:-100])
+    Path("head.mp4").write_bytes(data[:20])
+    for name in ("short.mp4", "head.mp4"):
+        answer = hyvideo("inspect", name)
+        assert (answer.code, answer.error) == (2, "file_truncated"), name

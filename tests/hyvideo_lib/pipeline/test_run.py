@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hyvideo_lib.errors import EmptyPrompt, Interrupted, OutOfMemory
+from hyvideo_lib.host import HeadlessHost
+from hyvideo_lib.pipeline import Clock, Files, GenerateRequest, Precision, generate
+from hyvideo_lib.sampling import GuidanceConfig
+
+REQUEST = GenerateRequest("a red circle", width=32, height=32, frames=5, steps=2, seed=5)
+
+
+@pytest.fixture
+def files(tiny_files) -> Files:
+    return Files(**vars(tiny_files))
+
+
+def test_a_prompt_becomes_frames(files):
+    result = generate(REQUEST, files)
+    assert (result.frames.shape, result.frames.dtype) == ((1, 5, 32, 32, 3), torch.uint8)
+    assert result.latents.shape == (1, 16, 2, 4, 4)
+    assert result.seeds == [5]
+    assert result.frames.float().std() > 1
+
+
+def test_two_runs_are_bit_equal_and_videos_are_those_of_their_seeds(files):
+    both = generate(replace(REQUEST, videos=2), files)
+    again = generate(replace(REQUEST, seed=6), files)
+    assert torch.equal(both.latents[1:], again.latents)
+    assert torch.equal(both.frames[1:], again.frames)
+    assert both.seeds == [5, 6]
+
+
+def test_stages_come_in_an_order_that_never_holds_two_models(files):
+    stages = []
+    generate(REQUEST, files, HeadlessHost(on_stage=lambda name, total: stages.append(name)))
+    assert stages == [
+        "loading text encoders",
+        "encoding text",
+        "loading transformer",
+        "sampling",
+        "loading VAE",
+        "decoding",
+    ]
+
+
+def test_models_are_gone_when_the_next_are_loaded(files):
+    import gc
+
+    alive = {}
+
+    def look(name: str, total: int) -> None:
+        gc.collect()
+        alive[name] = {type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, torch.nn.Module)}
+
+    generate(REQUEST, files, HeadlessHost(on_stage=look))
+    assert "LlamaTextEncoder" in alive["encoding text"]
+    assert not {"LlamaTextEncoder", "ClipTextEncoder"} & alive["loading transformer"]
+    assert "HunyuanVideoTransformer" in alive["sampling"]
+    assert "HunyuanVideoTransformer" not in alive["loading VAE"]
+    assert "CausalVideoVAE" in alive["decoding"]
+
+
+def test_seconds_are_told_per_stage(files):
+    seconds = generate(REQUEST, files).seconds
+    assert list(seconds) == ["load_text", "encode_text", "load_transformer", "sample", "load_vae", "decode"]
+    assert all(value >= 0 for value in seconds.values())
+
+
+def test_cancelling_stops_within_a_step(files):
+    host = HeadlessHost(on_step=lambda done, total: host.cancel())
+    with pytest.raises(Interrupted):
+        generate(REQUEST, files, host)
+
+
+def test_bad_input_touches_no_file():
+    nowhere = Files(*(None,) * 4)  # type: ignore[arg-type]
+    with pytest.raises(EmptyPrompt):
+        generate(replace(REQUEST, prompt=" "), nowhere)
+
+
+def test_given_latents_steer_the_run(files):
+    start = torch.full((1, 16, 2, 4, 4), 0.5)
+    near = generate(replace(REQUEST, strength=0.1, steps=10), files, start=start)
+    far = generate(replace(REQUEST, steps=10), files)
+    assert (near.latents - start).norm() < (far.latents - start).norm()
+
+
+def test_the_negative_prompt_counts_only_with_cfg(files):
+    plain = generate(replace(REQUEST, negative_prompt="blue"), files)
+    assert torch.equal(plain.latents, generate(REQUEST, files).latents)
+    guided = replace(REQUEST, guidance=GuidanceConfig(cfg_scale=4.0))
+    assert not torch.equal(
+        generate(guided, files).latents, generate(replace(guided, negative_prompt="blue square"), files).latents
+    )
+
+
+def test_half_precision_makes_nearly_the_same(files):
+    exact = generate(REQUEST, files, precision=Precision(compute="float32"))
+    rounded = generate(REQUEST, files, precision=Precision(compute="bfloat16", vae="bfloat16", text="bfloat16"))
+    assert not torch.equal(exact.latents, rounded.latents)
+    assert (exact.latents - rounded.latents).norm() < 0.1 * exact.latents.norm()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+)
+def test_every_way_to_run_out_of_memory_is_one_error(error):
+    with pytest.raises(OutOfMemory, match=r"while decoding .*--tiles"), Clock(HeadlessHost()).stage("decode"):
+        raise error
+
+
+def test_other_errors_go_through():
+    with pytest.raises(RuntimeError, match="shapes"), Clock(HeadlessHost()).stage("decode"):
+        raise RuntimeError("shapes cannot be multiplied")
