@@ -1,4 +1,4 @@
-"""The demo from the command to the file: the whole wall time, and the seconds of each stage as the command reports them."""
+"""The demo from the command to the file: wall time, and the seconds of each stage as the command reports them."""
 
 from __future__ import annotations
 

@@ -79,9 +79,7 @@ def _forward(path: Path, case: str, options: Options) -> Iterator[Row]:
 
 
 def _measurement(answers: list[dict[str, Any]]) -> Measurement:
-    return Measurement(
-        [answer["seconds"] for answer in answers], max(answer["anonymous_bytes"] for answer in answers)
-    )
+    return Measurement([answer["seconds"] for answer in answers], max(answer["anonymous_bytes"] for answer in answers))
 
 
 def _child(side: str, path: Path) -> dict[str, Any]:

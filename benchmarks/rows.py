@@ -1,7 +1,7 @@
 """What a benchmark says: one JSON object a line, and a table for people at the end.
 
-Every row has `benchmark`, `case`, `side` and `kind`. Measured rows (one per side) carry seconds and bytes; computed rows
-(side "ratio") carry ours divided by a peer's; a side that could not run says why in `skipped`.
+Every row has `benchmark`, `case`, `side` and `kind`. Measured rows (one per side) carry seconds and bytes; computed
+rows (side "ratio") carry ours divided by a peer's; a side that could not run says why in `skipped`.
 """
 
 from __future__ import annotations
@@ -154,17 +154,18 @@ class Report:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for people."""
+    """The rows for people; ratios are marked with an x, and reasons stand below."""
     lines = [("benchmark", "case", "side", "seconds", "spread", "memory")]
-    for row in rows:
-        lines.append((row["benchmark"], row["case"], row["side"], *_numbers(row)))
+    lines += [(row["benchmark"], row["case"], row["side"], *_numbers(row)) for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines)
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text += [f"skipped: {row['case']}, {row['side']}: {row['skipped']}" for row in rows if row["kind"] == "skipped"]
+    return "\n".join(text) + "\n"
 
 
 def _numbers(row: Row) -> tuple[str, str, str]:
     if row["kind"] == "skipped":
-        return "skipped", row["skipped"], ""
+        return "skipped", "", ""
     spread = f"{row['seconds_min']:.3g} - {row['seconds_max']:.3g}"
     if row["kind"] == "computed":
         memory = "" if row["working_memory"] is None else f"x {row['working_memory']:.2f}"

@@ -7,11 +7,12 @@ masks the rest; ours cuts it off.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import compare
+from benchmarks.measure import Side, compare
 from benchmarks.peers import diffusers_transformer
 from benchmarks.rows import OURS, Options, Row, compared_rows
 from hyvideo_lib.transformer import HunyuanVideoTransformer, TransformerConfig
@@ -29,25 +30,27 @@ GUIDANCE = 6.0
 def run(options: Options) -> Iterator[Row]:
     config, sizes = (QUICK, QUICK_LATENTS) if options.is_quick else (MID, LATENTS)
     for dtype in options.dtypes:
-        model, peer = build(config, dtype, options.device)
-        for name, size in sizes.items():
-            for valid in VALID:
-                case = f"{name} tokens, {str(dtype).removeprefix('torch.')}, {valid} of {TEXT_TOKENS} text"
-                if not options.wants(case):
-                    continue
+        model = build(config, dtype, options.device)
+        peer = diffusers_transformer(model)
+        for (name, size), valid in product(sizes.items(), VALID):
+            case = f"{name} tokens, {str(dtype).removeprefix('torch.')}, {valid} of {TEXT_TOKENS} text"
+            if options.wants(case):
                 inputs = make_inputs(config, size, valid, dtype, options.device)
-                sides = {
-                    OURS: lambda inputs=inputs: model(**inputs, guidance=GUIDANCE),
-                    "diffusers": lambda inputs=inputs: peer_forward(peer, inputs),
-                }
+                sides = make_sides(model, peer, inputs)
                 yield from compared_rows("transformer", case, *compare(sides, options.repeats, options.device))
 
 
-def build(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> tuple[HunyuanVideoTransformer, nn.Module]:
-    """Ours with random weights, and the peer that holds the same ones."""
+def build(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> HunyuanVideoTransformer:
+    """Ours, with random weights."""
     torch.manual_seed(0)
-    model = HunyuanVideoTransformer(config, compute_dtype=dtype).to(device, dtype).requires_grad_(False).eval()
-    return model, diffusers_transformer(model)
+    return HunyuanVideoTransformer(config, compute_dtype=dtype).to(device, dtype).requires_grad_(False).eval()
+
+
+def make_sides(model: HunyuanVideoTransformer, peer: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Side]:
+    return {
+        OURS: lambda: model(**inputs, guidance=GUIDANCE),
+        "diffusers": lambda: peer_forward(peer, inputs),
+    }
 
 
 def make_inputs(

@@ -25,6 +25,8 @@ def check_output(path: Path, overwrite: bool = False) -> None:
             raise OutputNotWritable(f"{path} is a folder. Name a file in it.")
         if path.exists() and not overwrite:
             raise OutputExists(f"{path} exists already. Give another name, or --force to replace it.")
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path)  # objects to names that are too long or hold a NUL; the temporary name would not show it
         path.parent.mkdir(parents=True, exist_ok=True)
         _reserve(path).unlink()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

@@ -6,11 +6,12 @@ to a file as soon as they are sampled, since minutes or hours are in them, and s
 
 from __future__ import annotations
 
+import logging
 import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ..atomic import check_output
-from ..errors import DiskFull, HyvError, Interrupted, OutOfMemory, OutputNotWritable
+from ..errors import DiskFull, HyvError, Interrupted, OutOfMemory, OutputExists, OutputNotWritable
 from ..host import HeadlessHost
 from ..pipeline import (
     Clock,
@@ -37,6 +38,8 @@ from ..video import write_video
 from .interrupt import stop_on_signals
 from .progress import Progress, duration
 from .report import Console, describe, unexpected
+
+logger = logging.getLogger(__name__)
 
 FATAL = (Interrupted, OutOfMemory, DiskFull)
 """Errors that the next video would meet as well."""
@@ -62,7 +65,6 @@ class Task:
     kept: Path | None = None
     error: HyvError | None = None
     is_done: bool = False
-
     is_kept_for_now: bool = True
 
     @property
@@ -132,10 +134,12 @@ class Renderer:
             failure = error
         except KeyboardInterrupt:
             failure = Interrupted("Stopped at once; nothing half-written was kept.")
+        except Exception as error:
+            failure = unexpected(error)
         self.progress.close()
         for task in tasks:
             if failure and task.is_open:
-                task.error = failure
+                task.error = self._with_latents(failure, task)
         return self._report(tasks)
 
     def _check(self, tasks: Sequence[Task]) -> None:
@@ -196,11 +200,7 @@ class Renderer:
         if not any(task.is_open for task in videos):
             return
         loading = Clock(self.host)
-        try:
-            stage = PixelStage(self.files.vae, self.precision, self.host, loading)
-        except HyvError as error:  # hours may be in the latents: say where they are
-            raise self._with_latents(error, next(task for task in videos if task.is_open)) from error
-        with closing(stage) as pixels:
+        with closing(PixelStage(self.files.vae, self.precision, self.host, loading)) as pixels:
             for task in videos:
                 if task.latents is None or not task.is_open:
                     continue
@@ -251,23 +251,23 @@ class Renderer:
                 raise task.error from error
         except Exception as error:
             task.error = self._with_latents(unexpected(error), task)
-            task.error.__cause__ = error
         finally:
             task.seconds.update(clock.seconds)
 
     def _keep(self, task: Task) -> None:
         """Put the latents where they outlive this process: where the user said, else beside the video, else in temp."""
         assert task.latents is not None
-        if task.keep:
-            save_latents(task.keep, task.latents, task.settings, self.overwrite)
-            task.kept, task.is_kept_for_now = task.keep, False
+        name = f"{task.output.stem}-{secrets.token_hex(3)}.latents.safetensors"
+        places = [task.keep, task.output.parent / name, Path(tempfile.gettempdir(), name)]
+        for path in filter(None, places):
+            overwrite = self.overwrite and path == task.keep
+            try:
+                save_latents(path, task.latents, task.settings, overwrite)
+            except (DiskFull, OutputNotWritable, OutputExists) as error:
+                logger.warning("latents could not be kept in %s: %s", path, error)
+                continue
+            task.kept, task.is_kept_for_now = path, task.keep is None
             return
-        for folder in (task.output.parent, Path(tempfile.gettempdir())):
-            path = folder / f"{task.output.stem}-{secrets.token_hex(3)}.latents.safetensors"
-            with suppress(DiskFull, OutputNotWritable):
-                save_latents(path, task.latents, task.settings)
-                task.kept = path
-                return
 
     def _with_latents(self, error: HyvError, task: Task) -> HyvError:
         """The error, with the whereabouts of the latents if the task has any."""
@@ -279,7 +279,9 @@ class Renderer:
             text = f"Its latents could not be kept: no room in {task.output.parent} nor in {tempfile.gettempdir()}."
         else:
             text = f"The latents are kept in {task.kept}; `hyvideo generate --decode` makes the video from them."
-        return type(error)(f"{error} {text}")
+        told = type(error)(f"{error} {text}")
+        told.__cause__ = error
+        return told
 
     def _surroundings(self) -> dict[str, Any]:
         """What else decides the numbers: files, device, dtypes."""
@@ -297,7 +299,9 @@ class Renderer:
         report = {
             "videos": [task.describe() for task in tasks if task.is_done],
             "failed": [task.describe() for task in failed],
-            "warnings": [warning for task in tasks for warning in task.warnings],
+            "warnings": [
+                warning for _, same in groupby(tasks, key=lambda task: task.texts) for warning in next(same).warnings
+            ],
             "seconds": round(time.perf_counter() - self._begin, 3),
         }
         if not failed:

@@ -119,10 +119,12 @@ def describe(error: HyvError) -> dict[str, str]:
 
 def unexpected(error: Exception) -> RunFailed:
     """What to say about an error that nobody planned for."""
-    return RunFailed(
+    told = RunFailed(
         f"{type(error).__name__}: {error}. This should not have happened. Run again with --debug and report what it "
         "prints, together with the output of `hyvideo doctor`."
     )
+    told.__cause__ = error
+    return told
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -43,7 +43,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     with _open(path) as file:
         span = _Box(b"", 0, file.seek(0, 2))
         for kind in _PATH:
-            inner = next((box for box in _boxes(file, span, path) if box.kind == kind), None)
+            inner = next((box for box in list(_boxes(file, span, path)) if box.kind == kind), None)
             if inner is None:
                 if kind == b"moov":
                     raise FileTruncated(f"{path.name} has no index of its frames: it is cut short, or is no mp4.")
@@ -62,11 +62,11 @@ class _Box(NamedTuple):
 
 
 def _boxes(file: BinaryIO, within: _Box, path: Path) -> Iterator[_Box]:
-    """The boxes in a span. Raises FileTruncated where one would reach beyond it."""
+    """The boxes that fill a span. Raises FileTruncated where one would reach beyond it."""
     position = within.start
     for _ in range(_MAX_BOXES):
-        if position + 8 > within.end:
-            return
+        if position == within.end or (within.kind and position + 8 > within.end):
+            return  # within a box, QuickTime ends lists with four zero bytes
         file.seek(position)
         head = file.read(16)
         size, kind, header = int.from_bytes(head[:4], "big"), head[4:8], 8

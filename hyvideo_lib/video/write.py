@@ -41,13 +41,17 @@ def write_video(
         metadata.write_text(settings_text(settings), encoding="ascii")
         arguments = _arguments(metadata, temporary, width, height, fps)
         with running(arguments, feeds=True) as ffmpeg:
+            written = 0
             try:
                 for frame in frames:
                     ffmpeg.stdin.write(frame.contiguous().numpy().tobytes())
+                    written += 1
                 ffmpeg.stdin.close()
             except BrokenPipeError:
                 pass  # it gave up; its status and words say why
             status = ffmpeg.finish()
+        if not written:
+            raise RunFailed(f"There are no frames to write to {path}.")
         if status:
             raise _failure(path, status, ffmpeg.complaints)
 

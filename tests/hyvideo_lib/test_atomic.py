@@ -80,6 +80,6 @@ def test_checking_finds_what_writing_would_meet(tmp_path):
     with pytest.raises(OutputExists, match="--force"):
         check_output(tmp_path / "a.txt")
     check_output(tmp_path / "a.txt", overwrite=True)
-    for path in (tmp_path, tmp_path / "a.txt" / "b.txt", tmp_path / "a\0b"):
+    for path in (tmp_path, tmp_path / "a.txt" / "b.txt", tmp_path / "a\0b", tmp_path / ("a" * 999)):
         with pytest.raises(OutputNotWritable):
             check_output(path, overwrite=True)

@@ -1,0 +1,125 @@
+"""The benchmarks run at their smallest sizes and say what a row must say. Nothing here looks at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import __main__ as benchmarks
+from benchmarks.fp8_file import QUICK, write_random_fp8
+from benchmarks.measure import compare, working_memory
+from benchmarks.rows import OURS, Measurement, ratio_row, table
+from hyvideo_lib.checkpoint import inspect_file, load_transformer
+
+COMMON = {"benchmark", "case", "side", "kind", "date", "device", "threads", "quick", "hardware"}
+BY_KIND = {
+    "measured": {
+        "seconds",
+        "seconds_min",
+        "seconds_max",
+        "seconds_iqr",
+        "repeats",
+        "working_memory_bytes",
+    },
+    "computed": {"peer", "seconds", "seconds_min", "seconds_max", "repeats", "working_memory"},
+    "skipped": {"skipped"},
+}
+CPU = torch.device("cpu")
+
+
+def run(*words: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The rows of one run."""
+    assert benchmarks.main(["--quick", "--repeats", "1", *words]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["transformer", "vae"])
+def test_every_case_has_both_sides_and_a_ratio_of_equal_results(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run(name, "--dtype", "float32", capsys=capsys)
+    by_case: dict[str, list[str]] = {}
+    for row in rows:
+        assert set(row) >= COMMON | BY_KIND[row["kind"]]
+        by_case.setdefault(row["case"], []).append(row["side"])
+    assert len(by_case) >= 2
+    assert all(sides == [OURS, "diffusers", "ratio"] for sides in by_case.values())
+    assert all(row["output_difference"] < 1e-4 for row in rows if row["side"] == "ratio")
+    assert all(row["working_memory_bytes"] > 0 for row in rows if row["kind"] == "measured")
+
+
+def test_loading_says_cold_and_warm_and_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run("load", "--folder", str(tmp_path), capsys=capsys)
+    assert all(set(row) >= COMMON | BY_KIND[row["kind"]] for row in rows)
+    cases = {row["case"] for row in rows}
+    for part in ("cold page cache", "warm page cache", "first forward"):
+        assert any(part in case for case in cases)
+    (forward,) = (row for row in rows if "first forward, 1 x" in row["case"])
+    assert forward["is_finite"] is True
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_random_file_is_a_transformer_that_loads_and_stays_finite(tmp_path: Path) -> None:
+    path = tmp_path / "random.safetensors"
+    assert write_random_fp8(path, QUICK) == path.stat().st_size
+    report = inspect_file(path)
+    assert (report.kind, report.quantization, report.supported) == ("transformer", "fp8_cast", True)
+    model = load_transformer(path)
+    assert model.config == QUICK
+    weights = model.double_blocks[0].img_attn_qkv.weight.float()
+    assert 0.005 < weights.std() < 0.02
+    assert weights.abs().max() < 2**-5
+
+
+def test_only_chooses_cases_and_rows_are_appended_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.jsonl"
+    out.write_text('{"before": 1}\n')
+    rows = run("vae", "--only", "encode 5", "--out", str(out), capsys=capsys)
+    assert {row["case"] for row in rows} == {"encode 5 x 32 x 32, untiled, float32"}
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [{"before": 1}, *rows]
+
+
+@pytest.mark.parametrize(
+    "words", [["nonsense"], ["--repeats", "0"], ["--folder", "no/such/folder"], ["--dtype", "int8"]]
+)
+def test_wrong_words_are_refused_before_anything_runs(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmarks.main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert words[-1] in said.err
+
+
+def test_working_memory_is_the_peak_above_the_level_before() -> None:
+    kept = torch.ones(1000)
+
+    def call() -> torch.Tensor:
+        first = torch.ones(2**20)
+        second = first + 1
+        del first
+        return second + kept[0]
+
+    peak, output = working_memory(call, CPU)
+    assert output[0] == 3
+    assert 2 * 2**22 <= peak < 2 * 2**22 + 2**16
+
+
+def test_the_sides_take_turns() -> None:
+    calls = []
+    sides = {name: lambda name=name: (calls.append(name), torch.ones(1))[1] for name in "ab"}
+    results, difference = compare(sides, 3, CPU)
+    assert "".join(calls) == "abababab"
+    assert [len(result.seconds) for result in results.values()] == [3, 3]
+    assert difference == 0
+
+
+def test_a_ratio_pairs_the_rounds() -> None:
+    row = ratio_row("vae", "case", "peer", Measurement([1.0, 20.0, 3.0], 50), Measurement([2.0, 20.0, 4.0], 100))
+    assert (row["seconds"], row["seconds_min"], row["seconds_max"]) == (0.75, 0.5, 1.0)
+    assert row["working_memory"] == 0.5
+
+
+def test_the_table_shows_a_skipped_side_with_its_reason() -> None:
+    rows = [{"benchmark": "load", "case": "c", "side": "peer", "kind": "skipped", "skipped": "not installed"}]
+    assert "not installed" in table(rows)
