@@ -66,7 +66,8 @@ class Console:
             return
         now = time.monotonic()
         if is_last or now - self._last_status >= PLAIN_INTERVAL:
-            self._last_status = now
+            if not is_last:
+                self._last_status = now
             self.note(text)
 
     def result(self, report: Mapping[str, Any]) -> None:

@@ -69,7 +69,14 @@ def test_the_guidance_scale_acts() -> None:
     assert (low - high).abs().mean() > 0.02 * high.abs().mean()
 
 
-@pytest.mark.parametrize("prompt", ["a circle", "blue background"])
-def test_a_prompt_that_leaves_things_open_still_gives_a_clear_video(prompt: str) -> None:
-    verdict = judge(studio().video(studio().latents([prompt], [3]))[0])
-    assert verdict.shape is not None
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a red circle", {"color": "red", "shape": "circle"}),
+        ("a white triangle moving up", {"color": "white", "shape": "triangle", "motion": "up"}),
+        ("navy background", {"background": "navy"}),
+    ],
+)
+def test_a_prompt_that_leaves_things_open_shows_what_it_says(prompt: str, said: dict[str, str]) -> None:
+    verdict = judge(studio().video(studio().latents([prompt], [4]))[0])
+    assert {name: getattr(verdict, name) for name in said} == said

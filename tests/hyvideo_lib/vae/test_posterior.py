@@ -40,9 +40,10 @@ def test_a_seed_decides_the_sample() -> None:
 def test_the_noise_is_drawn_in_float32_on_the_cpu_whatever_the_dtype() -> None:
     noise = torch.randn(SHAPE, generator=seeded(1), dtype=torch.float32)
     assert difference(make(0.5, 2.0).sample(seeded(1)), 0.5 + torch.e * noise) <= 1e-5
-    half = DiagonalGaussian(torch.zeros(SHAPE).bfloat16(), torch.zeros(SHAPE).bfloat16()).sample(seeded(1))
-    assert half.dtype == torch.bfloat16
-    assert torch.equal(half, noise.bfloat16())
+    for dtype in (torch.bfloat16, torch.float64):
+        sample = DiagonalGaussian(torch.zeros(SHAPE, dtype=dtype), torch.zeros(SHAPE, dtype=dtype)).sample(seeded(1))
+        assert sample.dtype == dtype
+        assert torch.equal(sample, noise.to(dtype))
 
 
 def test_samples_have_the_mean_and_the_variance() -> None:
