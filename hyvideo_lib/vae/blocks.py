@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import lean
 from .causal import CausalConv3d
 
 NORM_EPS = 1e-6
@@ -15,6 +16,8 @@ NORM_EPS = 1e-6
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """silu(norm(x)). Without gradients the activation overwrites the norm's own output: one tensor less."""
+    if lean.suits(x):
+        return lean.normed_silu(norm, x)
     return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 
@@ -36,6 +39,8 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = CausalConv3d(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if lean.suits(x):
+            return lean.resnet(self, x)
         h = self.conv1(norm_silu(self.norm1, x))
         h = self.conv2(norm_silu(self.norm2, h))
         return add(h, self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
@@ -57,7 +62,8 @@ class FrameCausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         frames, height, width = x.shape[2:]
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, T*H*W, C]
+        # Contiguous, because PyTorch's norm is coarser where channels are innermost, as the lean blocks leave them.
+        tokens = self.group_norm(x.contiguous()).flatten(2).transpose(1, 2)  # [B, T*H*W, C]
         q, k, v = (layer(tokens).unsqueeze(1) for layer in (self.to_q, self.to_k, self.to_v))
         per_frame = height * width
         seen = [
@@ -96,6 +102,8 @@ class Upsample(nn.Module):
         self.conv = CausalConv3d(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if lean.suits(x):
+            return lean.upsample(self, x)
         time, *space = self.factors
         x = repeat(x, space, first_dim=3)
         if time > 1 and x.shape[2] > 1:
@@ -119,8 +127,12 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in pairwise(widths)])
         self.downsamplers = nn.ModuleList([Downsample(out_channels, stride)] if stride else [])
 
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What a video goes through, in order."""
+        return (*self.resnets, *self.downsamplers)
+
     def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.downsamplers):
+        for layer in self.layers():
             x = layer(x)
         return x
 
@@ -134,7 +146,11 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in pairwise(widths)])
         self.upsamplers = nn.ModuleList([Upsample(out_channels, factors)] if factors else [])
 
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What a video goes through, in order."""
+        return (*self.resnets, *self.upsamplers)
+
     def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.upsamplers):
+        for layer in self.layers():
             x = layer(x)
         return x

@@ -6,6 +6,9 @@ training through `moments` and `pixels`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +20,12 @@ from .causal import CausalConv3d
 from .config import STRIDES, UPSAMPLES, VAEConfig
 from .posterior import DiagonalGaussian
 from .tiling import Axis, TileFn, Tiles, tile_space, tile_time
+
+
+def flat(blocks: nn.ModuleList) -> Iterator[nn.Module]:
+    """The layers of all blocks, to be called one by one: a block called whole would keep its input alive to its end."""
+    for block in blocks:
+        yield from cast(DownBlock | UpBlock, block).layers()
 
 
 class Encoder(nn.Module):
@@ -38,8 +47,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
+        for layer in flat(self.down_blocks):
+            x = layer(x)
         return self.conv_out(norm_silu(self.conv_norm_out, self.mid_block(x)))
 
 
@@ -62,8 +71,8 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
+        for layer in flat(self.up_blocks):
+            x = layer(x)
         return self.conv_out(norm_silu(self.conv_norm_out, x))
 
 
