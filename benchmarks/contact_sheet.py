@@ -14,7 +14,7 @@ from benchmarks.quality import Studio
 from hyvideo_lib.demo.world import HELD_OUT, SEEN, Scene
 
 COLUMNS, ZOOM, LABEL, GAP = 4, 2, 30, 8
-SCENES = (*SEEN[5::48][:8], *HELD_OUT[3::21][:4])
+SCENES = (*SEEN[::41][:8], *HELD_OUT[::23][:4])
 """Eight combinations that training showed, then four that it never showed."""
 
 
