@@ -28,7 +28,8 @@ class Progress:
 
     def step(self, done: int, total: int) -> None:
         self._done = done
-        self._console.progress(bar(done, total, self._name, self._unit, self._seconds()))
+        line = bar(done, total, self._name, self._unit, self._seconds())
+        self._console.progress(line, is_first=done == 1 and total > 1)
 
     def close(self) -> None:
         """End the stage that is on, in one line that stays."""

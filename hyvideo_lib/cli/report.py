@@ -56,8 +56,11 @@ class Console:
         self._clear_status()
         _write(sys.stderr, text + "\n")
 
-    def progress(self, text: str, is_last: bool = False) -> None:
-        """Where the run stands: overwrites itself on a terminal; elsewhere a line now and then, and the last one."""
+    def progress(self, text: str, is_first: bool = False, is_last: bool = False) -> None:
+        """Where a stage stands: overwrites itself on a terminal; elsewhere a line now and then, the first and the last.
+
+        The last one stays on a terminal too.
+        """
         if self.quiet:
             return
         if self.is_terminal and not is_last:
@@ -65,7 +68,7 @@ class Console:
             self._status_width = len(text)
             return
         now = time.monotonic()
-        if is_last or now - self._last_status >= PLAIN_INTERVAL:
+        if is_first or is_last or now - self._last_status >= PLAIN_INTERVAL:
             if not is_last:
                 self._last_status = now
             self.note(text)
