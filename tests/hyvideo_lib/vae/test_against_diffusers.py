@@ -9,7 +9,7 @@ import torch
 from tiny import VAE, relative_error, tiny_vae
 
 from benchmarks.peers import diffusers_vae, set_tiles
-from hyvideo_lib.vae import Tiles, VAEConfig
+from hyvideo_lib.vae import Tiles, VAEConfig, lean, winograd
 
 TOLERANCE = 2e-5
 """Of the largest value: float32 rounding through all layers, the same bound as for the recorded cases."""
@@ -27,6 +27,14 @@ TILED = {
 }
 
 
+@pytest.fixture(params=["plain", "lean"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms of the blocks, whatever the size would choose; the lean one with all it has."""
+    monkeypatch.setattr(lean, "MIN_PIXELS", 0 if request.param == "lean" else 10**9)
+    monkeypatch.setattr(winograd, "MIN_PIXELS", 0)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+
+
 def pixels_of(latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     frames, height, width = latent_shape
     return 4 * (frames - 1) + 1, 8 * height, 8 * width
@@ -37,6 +45,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("config", [VAE, UNEVEN], ids=["VAE", "UNEVEN"])
 @pytest.mark.parametrize("latent_shape", LATENTS)
 def test_an_untiled_decode_equals_diffusers(latent_shape: tuple[int, int, int], config: VAEConfig) -> None:
@@ -46,6 +55,7 @@ def test_an_untiled_decode_equals_diffusers(latent_shape: tuple[int, int, int], 
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("config", [VAE, UNEVEN], ids=["VAE", "UNEVEN"])
 @pytest.mark.parametrize("latent_shape", LATENTS)
 def test_an_untiled_encode_equals_diffusers(latent_shape: tuple[int, int, int], config: VAEConfig) -> None:
@@ -57,6 +67,7 @@ def test_an_untiled_encode_equals_diffusers(latent_shape: tuple[int, int, int], 
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("name", TILED)
 def test_tiles_equal_diffusers_tiles(name: str) -> None:
     latent_shape, tiles = TILED[name]
