@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, says nothing about speed")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cases whose name contains this")
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the rows to this file as well")
+    parser.add_argument("--json", action="store_true", help="JSON lines only, without the table at the end")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", choices=list(DTYPES), help="only this dtype (default: both where both are measured)")
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtypes=(DTYPES[words.dtype],) if words.dtype else tuple(DTYPES.values()),
         folder=words.folder,
     )
-    with Report(options, words.out) as report:
+    with Report(options, words.out, has_table=not words.json) as report:
         for name in names:
             for row in BENCHMARKS[name](options):
                 report.add(row)

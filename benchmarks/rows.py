@@ -122,7 +122,8 @@ def compared_rows(benchmark: str, case: str, results: Mapping[str, Measurement],
 class Report:
     """Writes rows as they come, to stdout and perhaps to a file; the table goes to stderr when all are there."""
 
-    def __init__(self, options: Options, path: Path | None) -> None:
+    def __init__(self, options: Options, path: Path | None, has_table: bool = True) -> None:
+        self._has_table = has_table
         self._common = {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "device": str(options.device),
@@ -150,7 +151,8 @@ class Report:
     ) -> None:
         if self._file:
             self._file.close()
-        sys.stderr.write(table(self._rows))
+        if self._has_table:
+            sys.stderr.write(table(self._rows))
 
 
 def table(rows: Sequence[Row]) -> str:

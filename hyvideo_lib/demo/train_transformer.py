@@ -26,10 +26,10 @@ from .world import PARTIAL_SENTENCES, SEEN, draw_clips, prompt_variants
 
 log = logging.getLogger(__name__)
 
-STEPS = 2300
-DISTILL_STEPS = 320
+STEPS = 4400
+DISTILL_STEPS = 480
 BATCH = 32
-NUM_CLIPS = 6720
+NUM_CLIPS = 8064
 EMPTY_SHARE = 0.1
 PARTIAL_SHARE = 0.1
 PLAIN_GUIDANCE = 1.0

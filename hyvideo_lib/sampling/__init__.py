@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .denoise import denoise
+from .denoise import Kept, denoise
 from .guidance import Conditioning, GuidanceConfig, VelocityModel, combine_cfg, make_velocity_fn, rescale_guidance
 from .noise import check_seed, consecutive_seeds, draw_noise, mix_noise
 from .schedule import check_steps, make_sigmas, rising_sigmas, shift_sigmas, timesteps_from, truncate_sigmas
@@ -12,6 +12,7 @@ __all__ = [
     "SOLVERS",
     "Conditioning",
     "GuidanceConfig",
+    "Kept",
     "Solver",
     "VelocityFn",
     "VelocityModel",

@@ -4,6 +4,7 @@ interruption, and a check on every step that the numbers are still numbers.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -14,6 +15,41 @@ from ..host import HeadlessHost, Host
 from .solvers import VelocityFn, find_solver
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What inpainting leaves alone.
+
+    latents: [B or 1, C, T, H, W], clean, in the transformer's scale. noise: [B, C, T, H, W], the run's own, so that the
+    kept part is as noisy as the rest at every level. mask: [B or 1, 1, T or 1, H, W] in 0..1, 1 where the run may
+    change things.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    mask: Tensor
+
+    def put_back(self, latents: Tensor, sigma: float) -> Tensor:
+        """The latents with the kept part at noise level sigma."""
+        original = sigma * self.noise + (1.0 - sigma) * self.latents
+        return self.mask * latents + (1.0 - self.mask) * original
+
+    def checked(self, latents: Tensor) -> Kept:
+        """The same on the device of the latents. Raises InvalidSetting unless all sizes fit theirs."""
+        batch, channels, frames, height, width = latents.shape
+        fits = {
+            "latents": self.latents.shape in {(b, channels, frames, height, width) for b in (1, batch)},
+            "noise": self.noise.shape == latents.shape,
+            "mask": self.mask.shape in {(b, 1, t, height, width) for b in (1, batch) for t in (1, frames)},
+        }
+        for name, is_right in fits.items():
+            if not is_right:
+                raise InvalidSetting(
+                    f"The {name} of what to keep are {list(getattr(self, name).shape)}, which does not fit latents of "
+                    f"{list(latents.shape)}. Make them for the size and length of this video."
+                )
+        return Kept(self.latents.to(latents), self.noise.to(latents), self.mask.to(latents))
+
+
 @torch.no_grad()
 def denoise(
     velocity_fn: VelocityFn,
@@ -22,6 +58,7 @@ def denoise(
     solver: str = "euler",
     host: Host | None = None,
     clean_first: Tensor | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Run a solver over all levels and return the latents at the last one, in the transformer's scale.
 
@@ -29,6 +66,7 @@ def denoise(
     if given so). sigmas: [steps + 1], strictly falling within 1..0. solver: a name in SOLVERS.
     clean_first: [B or 1, C, 1, H, W], clean latents of a given first frame (image to video by token replace): they are
     in place at every model call and after every step, and only the other frames move.
+    kept: a part of given latents that stays as it is (inpainting); in place before the first step and after every one.
     Raises InvalidSetting, NonFiniteOutput, and whatever `host.check_interrupt` raises before a model call.
     """
     run = find_solver(solver).start()
@@ -43,9 +81,15 @@ def denoise(
     model = _ObservedModel(velocity_fn, host)
 
     host.stage("sampling", steps)
+    if kept is not None:
+        kept = kept.checked(latents)
+        latents = kept.put_back(latents, levels[0])
     latents = replace_first_frame(latents, clean_first)
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        latents = replace_first_frame(run.step(model, latents, sigma, sigma_next), clean_first)
+        latents = run.step(model, latents, sigma, sigma_next)
+        if kept is not None:
+            latents = kept.put_back(latents, sigma_next)
+        latents = replace_first_frame(latents, clean_first)
         _check_finite(latents, f"Step {i + 1} of {steps} (sigma {sigma:.4g})")
         host.step(i + 1, steps)
         host.preview(model.estimate())

@@ -5,7 +5,8 @@ Names are the released checkpoint's, so its keys load as they are.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterable, Iterator
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,21 @@ from .modulation import Condition, modulate
 from .ops import Ops
 from .refiner import TokenRefiner, valid_lengths
 from .rope import RopeSettings, rope_angles, rope_rotation
+
+
+class BlockSource(Protocol):
+    """What hands out the blocks when some of them are elsewhere while they do not compute."""
+
+    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+        """The blocks in order, each ready to compute until the next is asked for."""
+        ...
+
+
+class AllResident:
+    """Every block is where it computes."""
+
+    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+        return iter(blocks)
 
 
 class FinalLayer(nn.Module):
@@ -70,14 +86,15 @@ class HunyuanVideoTransformer(nn.Module):
         clean_first_frame: bool = False,
         rope: RopeSettings = RopeSettings(),  # noqa: B008 (frozen)
         host: Host | None = None,
+        source: BlockSource | None = None,
     ) -> Tensor:
         """Velocity [B, C_out, T, H, W] in the compute dtype, of latents [B, C_in, T, H, W] in the transformer's scale.
 
         timesteps [B], 0..1000, not rounded. text_embeds [B, L, text_dim]; text_mask [B, L], 1 where valid, valid tokens
         first; None if all are. pooled_embeds [B, pooled_dim]. guidance: the scale itself (6.0), a number or [B];
         ignored by models without it. clean_first_frame: I2V token replace, where latent frame 0 is free of noise. host
-        is asked for interruption before every block. Raises InvalidSize if H or W are odd, ValueError for a mask with
-        gaps.
+        is asked for interruption before every block. source: hands out the blocks where some are swapped. Raises
+        InvalidSize if H or W are odd, ValueError for a mask with gaps.
 
         Padding text never changes the result: prompts are trimmed to the longest, and what padding is left is masked.
         """
@@ -95,7 +112,7 @@ class HunyuanVideoTransformer(nn.Module):
         img = self.img_in(latents.to(dtype))  # [B, L, D]
         txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
         angles = rope_angles(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
-        img = self.run_blocks(img, txt, condition, rope_rotation(angles), lengths, host)
+        img = self.run_blocks(img, txt, condition, rope_rotation(angles), lengths, host, source or AllResident())
         return self.unpatchify(self.final_layer(img, condition.vec), grid)
 
     def condition(
@@ -127,12 +144,13 @@ class HunyuanVideoTransformer(nn.Module):
         rotation: Tensor,
         lengths: list[int] | None,
         host: Host | None,
+        source: BlockSource,
     ) -> Tensor:
         """All blocks; returns the image tokens. Without gradients the lean forms run."""
         is_lean = not torch.is_grad_enabled()
         num_img = img.shape[1]
         joint_lengths = None if lengths is None else [num_img + n for n in lengths]
-        for block in self.double_blocks:
+        for block in source.through(self.double_blocks):
             if host:
                 host.check_interrupt()
             if is_lean:
@@ -141,7 +159,7 @@ class HunyuanVideoTransformer(nn.Module):
                 img, txt = block(img, txt, condition, rotation, joint_lengths)
         x = torch.cat([img, txt], dim=1)
         del img, txt
-        for block in self.single_blocks:
+        for block in source.through(self.single_blocks):
             if host:
                 host.check_interrupt()
             if is_lean:

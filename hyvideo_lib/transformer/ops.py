@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Ops(Protocol):
-    """What a namespace of layers offers."""
+    """What a namespace of layers offers. Its Linear takes `rows`, a slice of the output features, as ours does."""
 
     @property
     def Linear(self) -> type[Linear]: ...  # noqa: N802

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidFrames, InvalidSize
+from ..errors import InvalidSetting, InvalidSize
 from ..geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, check_frames
 from ..host import HeadlessHost, Host
 from .blocks import NORM_EPS, DownBlock, MidBlock, UpBlock, norm_silu
@@ -100,8 +100,11 @@ class CausalVideoVAE(nn.Module):
         """The posterior of video [B, 3, F, H, W] in -1..1, one batch item at a time.
 
         F is 4k + 1, H and W multiples of 8. tiles=None is untiled; Tiles() is the reference. An image is one frame.
-        Raises InvalidFrames, InvalidSize, or what host raises when the user cancels (asked before every tile).
+        Raises InvalidSetting, InvalidFrames, InvalidSize, or what host raises when the user cancels (asked before every
+        tile).
         """
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise InvalidSetting(f"The video is {list(video.shape)}, but must be [B, 3, F, H, W].")
         check_frames(video.shape[2])
         if any(n % SPATIAL_COMPRESSION for n in video.shape[3:]):
             raise InvalidSize(f"The video is {video.shape[4]} x {video.shape[3]} pixels, not multiples of 8.")
@@ -113,11 +116,12 @@ class CausalVideoVAE(nn.Module):
     def decode(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Tensor:
         """Video [B, 3, 4(T - 1) + 1, 8H, 8W] (about -1..1, not clamped) of unscaled latents [B, C, T, H, W].
 
-        tiles and host as in `encode`. The dtype is the VAE's.
+        tiles and host as in `encode`. The dtype is the VAE's. Raises InvalidSetting for latents of another shape.
         """
         if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or latents.shape[2] < 1:
-            raise InvalidFrames(
-                f"Latents are {list(latents.shape)}, but must be [B, {self.config.latent_channels}, T, H, W]."
+            raise InvalidSetting(
+                f"Latents are {list(latents.shape)}, but must be [B, {self.config.latent_channels}, T, H, W]. They "
+                "were made for another model, or for still images."
             )
         time = (tiles.time, tiles.time * TEMPORAL_COMPRESSION) if tiles else None
         space = (tiles.space, tiles.space * SPATIAL_COMPRESSION) if tiles else None

@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "hyvideo_lib"
 GROUND = {"errors", "host", "geometry"}
 MODELS = {"transformer", "vae", "text"}
-LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "quant", "sampling", "checkpoint", "video"}
+LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "memory", "quant", "sampling", "checkpoint", "video"}
 MAY_IMPORT = {
     "errors": set(),
     "host": {"errors"},
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "buckets": {"errors"},
     "atomic": {"errors"},
     "attention": {"errors", "host"},
+    "memory": GROUND,
     "transformer": GROUND | {"attention"},
     "vae": GROUND | {"attention"},
     "text": GROUND,

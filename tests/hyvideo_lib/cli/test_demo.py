@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hyvideo_lib.cli import main
+from hyvideo_lib.cli.demo import one_thread
 from hyvideo_lib.demo import assets
 from hyvideo_lib.video import read_frames, read_settings
 
@@ -52,6 +53,17 @@ def test_the_same_seed_makes_the_same_clip(hyvideo):
     a, b, c = (demo_frames(Path(f"{name}.mp4")) for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_the_number_of_threads_is_given_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

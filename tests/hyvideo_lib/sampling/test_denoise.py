@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyvideo_lib.errors import Interrupted, InvalidSetting, NonFiniteOutput
 from hyvideo_lib.host import HeadlessHost
-from hyvideo_lib.sampling import SOLVERS, denoise, draw_noise, make_sigmas, mix_noise, truncate_sigmas
+from hyvideo_lib.sampling import SOLVERS, Kept, denoise, draw_noise, make_sigmas, mix_noise, truncate_sigmas
 
 GOLDENS = load_file(Path(__file__).parents[2] / "goldens" / "primitives.safetensors")
 SHAPE = (4, 3, 4, 4)  # (C, T, H, W)
@@ -182,3 +182,33 @@ def test_an_unknown_solver_is_refused_before_anything_runs() -> None:
 
     with pytest.raises(InvalidSetting, match="solver"):
         denoise(never, draw_noise(SHAPE, [0]), make_sigmas(2, 7.0), "plms")
+
+
+def make_kept(mask: float | torch.Tensor) -> tuple[Kept, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    given, noise = torch.randn(2, 1, 4, 3, 2, 2, generator=generator)
+    mask = torch.full((1, 1, 1, 2, 2), mask) if isinstance(mask, float) else mask
+    return Kept(given, noise, mask), noise
+
+
+def test_a_mask_of_ones_changes_nothing():
+    kept, noise = make_kept(1.0)
+    sigmas = make_sigmas(5, 3.0)
+    velocity_fn = lambda latents, sigma: latents.sin()  # noqa: E731
+    assert torch.equal(denoise(velocity_fn, noise, sigmas, kept=kept), denoise(velocity_fn, noise, sigmas))
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_what_is_kept_comes_out_as_it_went_in(solver):
+    mask = torch.zeros(1, 1, 3, 2, 2)
+    mask[..., 1] = 1.0
+    kept, noise = make_kept(mask)
+    result = denoise(lambda latents, sigma: latents.sin(), noise, make_sigmas(6, 3.0), solver, kept=kept)
+    assert torch.equal(result[..., 0], kept.latents[..., 0])
+    assert not torch.allclose(result[..., 1], kept.latents[..., 1])
+
+
+def test_a_mask_of_another_size_is_refused():
+    kept, noise = make_kept(torch.ones(1, 1, 2, 2, 2))
+    with pytest.raises(InvalidSetting, match="The mask of what to keep"):
+        denoise(lambda latents, sigma: latents, noise, make_sigmas(2, 1.0), kept=kept)

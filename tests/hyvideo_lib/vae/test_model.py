@@ -5,7 +5,7 @@ import torch
 from tiny import VAE, difference, golden, golden_vae, layout, manifest, relative_error, tiny_vae
 from torch import Tensor, nn
 
-from hyvideo_lib.errors import Interrupted, InvalidFrames, InvalidSize
+from hyvideo_lib.errors import Interrupted, InvalidFrames, InvalidSetting, InvalidSize
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.vae import CausalVideoVAE, Tiles, VAEConfig, lean
 from hyvideo_lib.vae.model import _count
@@ -96,8 +96,14 @@ def test_pixels_that_are_no_multiple_of_8_are_refused(height: int, width: int) -
 
 @pytest.mark.parametrize("shape", [(1, 16, 2, 3, 3), (4, 2, 3, 3), (1, 4, 0, 3, 3)])
 def test_latents_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidFrames, match=r"must be \[B, 4, T, H, W\]"):
+    with pytest.raises(InvalidSetting, match=r"must be \[B, 4, T, H, W\]"):
         tiny_vae().decode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 16, 16), (1, 4, 1, 16, 16)])
+def test_video_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidSetting, match=r"must be \[B, 3, F, H, W\]"):
+        tiny_vae().encode(torch.zeros(shape))
 
 
 # What depends on what; of the plain blocks, `test_lean.py` has the lean ones

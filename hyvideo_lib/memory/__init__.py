@@ -1,0 +1,6 @@
+"""Where weights are while they are not needed, and how they come to the device when they are."""
+
+from .block_swap import AUTO, BlockSwap
+from .offload import Offloader, module_bytes
+
+__all__ = ["AUTO", "BlockSwap", "Offloader", "module_bytes"]

@@ -1,0 +1,161 @@
+"""Offload: a frozen model's weights at home (as they were loaded, perhaps mapped from a file) or on a device.
+
+Going home copies nothing: the tensors that were there all along are put back in place, and the device's copies are
+dropped. A transformer may leave some of its blocks at home even while it runs; `through` then brings each one over for
+as long as it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .block_swap import BlockSwap, choose_blocks, fit_resident
+
+CopyFn = Callable[[Tensor, torch.device], Tensor]
+
+
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; itself if it is there."""
+    return tensor.to(device)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers."""
+    return sum(tensor.nbytes for _, _, tensor in _own_tensors(module))
+
+
+class _Part:
+    """Some tensors of a module that move together."""
+
+    def __init__(self, tensors: Iterable[tuple[nn.Module, str, Tensor]], copy_fn: CopyFn) -> None:
+        self.home = list(tensors)
+        self._copy_fn = copy_fn
+        self.num_bytes = sum(tensor.nbytes for _, _, tensor in self.home)
+        self.is_away = False
+
+    def move(self, device: torch.device) -> None:
+        try:
+            for owner, name, tensor in self.home:
+                _put(owner, name, self._copy_fn(tensor, device))
+        except BaseException:
+            self.go_home()  # half a model on a full device helps nobody
+            raise
+        self.is_away = True
+
+    def go_home(self) -> None:
+        for owner, name, tensor in self.home:
+            _put(owner, name, tensor)
+        self.is_away = False
+
+
+class Offloader:
+    """Moves one frozen module between home and a device. Not thread-safe; one user at a time.
+
+    blocks: parts of the module that may stay at home during a run, in the order they compute; num_double of them come
+    first and count as double blocks. swap: which of them must. The device may be home itself, and then nothing is
+    ever copied. copy_fn: how a tensor gets to a device.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        blocks: Sequence[nn.Module] = (),
+        num_double: int = 0,
+        swap: BlockSwap | None = None,
+        copy_fn: CopyFn = copy_to_device,
+    ) -> None:
+        self.module = module
+        self.swap = swap
+        inside = {id(child) for block in blocks for child in block.modules()}
+        self._fixed = _Part((entry for entry in _own_tensors(module) if id(entry[0]) not in inside), copy_fn)
+        self._blocks = [_Part(_own_tensors(block), copy_fn) for block in blocks]
+        self._by_block = {id(block): part for block, part in zip(blocks, self._blocks, strict=True)}
+        swapped = choose_blocks(swap or BlockSwap(), num_double, len(blocks) - num_double)
+        self._candidates = [i for i in range(len(blocks)) if i not in swapped]
+        self.num_bytes = self._fixed.num_bytes + sum(part.num_bytes for part in self._blocks)
+        self.device: torch.device | None = None
+        """Where it is loaded; None while at home."""
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes that are on the device now; 0 while at home."""
+        return sum(part.num_bytes for part in (self._fixed, *self._blocks) if part.is_away)
+
+    @property
+    def num_swapped(self) -> int:
+        """Blocks that are at home while the module is loaded."""
+        return sum(not part.is_away for part in self._blocks)
+
+    def load(self, device: str | torch.device, budget: int | None = None) -> int:
+        """Bring the module to the device, of its blocks as many as `budget` bytes allow; the bytes that came.
+
+        budget: for the whole module, in bytes; None is without bound. What has to be there comes in any case. A module
+        that is loaded already gets more or fewer blocks.
+        """
+        device = torch.device(device)
+        if self.device not in (None, device):
+            self.go_home()
+        before = self.loaded_bytes
+        self.device = device
+        for_blocks = None if budget is None else max(0, budget - self._fixed.num_bytes)
+        kept = set(fit_resident([part.num_bytes for part in self._blocks], self._candidates, for_blocks))
+        for i, part in enumerate(self._blocks):
+            if part.is_away and i not in kept:
+                part.go_home()
+        try:
+            for part in (self._fixed, *(self._blocks[i] for i in sorted(kept))):
+                if not part.is_away:
+                    part.move(device)
+        except BaseException:
+            self.go_home()
+            raise
+        return self.loaded_bytes - before
+
+    def unload(self, num_bytes: int) -> int:
+        """Send blocks home until `num_bytes` are free, or all of them are; the bytes that left."""
+        before = self.loaded_bytes
+        if self.device is not None and self._blocks:
+            self.load(self.device, max(0, before - num_bytes))
+        return before - self.loaded_bytes
+
+    def go_home(self) -> None:
+        """Take everything off the device."""
+        for part in (self._fixed, *self._blocks):
+            if part.is_away:
+                part.go_home()
+        self.device = None
+
+    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+        """The blocks one by one, each on the device while the caller has it."""
+        for block in blocks:
+            with self._brought(self._by_block.get(id(block))):
+                yield block
+
+    @contextmanager
+    def _brought(self, part: _Part | None) -> Iterator[None]:
+        if part is None or part.is_away or self.device is None:
+            yield
+            return
+        part.move(self.device)
+        try:
+            yield
+        finally:
+            part.go_home()
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """(owner, name, tensor) of every parameter and buffer."""
+    for child in module.modules():
+        for name, tensor in (*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)):
+            yield child, name, tensor.data
+
+
+def _put(owner: nn.Module, name: str, tensor: Tensor) -> None:
+    if name in owner._parameters:
+        owner._parameters[name].data = tensor  # type: ignore[union-attr]
+    else:
+        owner._buffers[name] = tensor
