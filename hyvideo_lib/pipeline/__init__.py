@@ -5,6 +5,7 @@ several.
 """
 
 from .clock import STAGES, Clock
+from .embeds import load_embeds, save_embeds
 from .files import Files, check_file, check_files
 from .latents import check_latents, load_latents, save_latents
 from .precision import COMPUTE_DTYPES, DTYPES, Precision
@@ -32,6 +33,8 @@ __all__ = [
     "check_latents",
     "check_prompt",
     "generate",
+    "load_embeds",
     "load_latents",
+    "save_embeds",
     "save_latents",
 ]

@@ -13,15 +13,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InvalidSetting
+
 TRAINED_FRAMES = 192
 """Longer clips than this repeat themselves unless a slow temporal frequency is slowed further."""
 
 
 @dataclass(frozen=True)
 class RopeSettings:
-    """How positions are made. extrapolate: RIFLEx for clips beyond 192 frames; it changes nothing below."""
+    """How positions are made. Raises InvalidSetting.
+
+    extrapolate: RIFLEx for clips beyond 192 frames; it changes nothing below. scale: what positions along time, height
+    and width are multiplied by, > 0; 1 is the trained behaviour.
+    """
 
     extrapolate: bool = False
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != 3 or not all(factor > 0 and math.isfinite(factor) for factor in self.scale):
+            raise InvalidSetting(
+                f"The rope scale is {self.scale}, but must be three numbers above 0, for time, height and width. "
+                "1 changes nothing."
+            )
 
 
 def axis_frequencies(dim: int, theta: float) -> Tensor:
@@ -53,7 +67,8 @@ def rope_angles(
             frequencies = riflex_frequencies(frequencies, size)
         shape = [1, 1, 1, dim // 2]
         shape[index] = size
-        angles = torch.outer(torch.arange(size, dtype=torch.float32), frequencies)
+        positions = torch.arange(size, dtype=torch.float32) * settings.scale[index]
+        angles = torch.outer(positions, frequencies)
         per_axis.append(angles.view(shape).expand(*grid, dim // 2))
     return torch.cat(per_axis, dim=-1).flatten(0, 2).to(device)
 

@@ -1,0 +1,33 @@
+"""Bytes a run will need beside the weights, from sizes alone. Estimates on the safe side, not measurements.
+
+Counted from the forms that run without gradients: what is alive at the fullest moment, plus a quarter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MARGIN = 1.25
+TOKEN_BUFFERS = 8
+"""Token-wide buffers in the compute dtype: residual 1, query, key, value 3, their rotation in float32 2, attention's
+result 1, the next one 1."""
+CHUNK_TOKENS = 2048
+"""Tokens that the MLP takes at a time (transformer.lean)."""
+PIXEL_BUFFERS = 3
+"""Buffers as wide as the decoder's widest full-size layer."""
+
+
+def transformer_bytes(hidden_size: int, mlp_ratio: float, tokens: int, item_size: int, batch: int = 1) -> int:
+    """Working bytes of one forward. tokens: image and text; item_size: bytes of a number in the compute dtype."""
+    wide = TOKEN_BUFFERS * tokens * hidden_size
+    chunk = min(tokens, CHUNK_TOKENS) * hidden_size * 2 * (1 + mlp_ratio)
+    return int(MARGIN * item_size * (batch * wide + chunk))
+
+
+def vae_bytes(block_channels: Sequence[int], frames: int, height: int, width: int, item_size: int) -> int:
+    """Working bytes of decoding or encoding one piece of so many frames and pixels, in the VAE's dtype.
+
+    The fullest moment is at full size, where the last level but one still has its channels.
+    """
+    widest = block_channels[min(1, len(block_channels) - 1)]
+    return int(MARGIN * PIXEL_BUFFERS * widest * frames * height * width * item_size)

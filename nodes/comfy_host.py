@@ -1,0 +1,263 @@
+"""The one place that knows ComfyUI: its progress bars and previews, its memory manager, its model folders.
+
+Everything ComfyUI-specific is imported inside the function that needs it, so that reading the node list costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..hyvideo_lib.memory import Offloader
+
+logger = logging.getLogger(__name__)
+
+
+# Folders
+
+
+MODEL_SUFFIXES = (".safetensors", ".sft")
+
+
+def list_files(*kinds: str) -> list[str]:
+    """Names of the model files in ComfyUI's folders of these kinds, each once. Only safetensors are ever opened."""
+    import folder_paths
+
+    names: dict[str, None] = {}
+    for kind in kinds:
+        if kind in folder_paths.folder_names_and_paths:
+            names |= dict.fromkeys(folder_paths.get_filename_list(kind))
+    return [name for name in names if name.lower().endswith(MODEL_SUFFIXES)]
+
+
+def find_file(name: str, *kinds: str) -> Path | None:
+    """Where a listed file is; None if it is in none of the folders."""
+    import folder_paths
+
+    for kind in kinds:
+        if kind in folder_paths.folder_names_and_paths and (found := folder_paths.get_full_path(kind, name)):
+            return Path(found)
+    return None
+
+
+def candidates(name: str, *kinds: str) -> list[Path]:
+    """Where a file or folder of this name would be: inside ComfyUI's folders of these kinds, and nowhere else."""
+    import folder_paths
+
+    found = []
+    for kind in kinds:
+        for root in folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []:
+            path = Path(root, name).resolve()
+            if path.is_relative_to(Path(root).resolve()):
+                found.append(path)
+    return found
+
+
+def output_folder() -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory())
+
+
+def input_folder() -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_input_directory())
+
+
+def next_output(prefix: str, suffix: str) -> tuple[Path, str]:
+    """The next free file for a prefix in the output folder, and its folder's name within it.
+
+    Raises what ComfyUI raises for a prefix that leads out of the output folder.
+    """
+    import folder_paths
+
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output_folder()))
+    return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
+
+
+# Devices and memory
+
+
+def compute_device() -> torch.device:
+    import comfy.model_management as mm
+
+    device: torch.device = mm.get_torch_device()
+    return device
+
+
+def text_device(choice: str) -> torch.device:
+    """ "auto" is ComfyUI's choice for text encoders; "cpu" and "gpu" say it."""
+    import comfy.model_management as mm
+
+    device: torch.device = {
+        "auto": mm.text_encoder_device,
+        "gpu": mm.get_torch_device,
+        "cpu": lambda: torch.device("cpu"),
+    }[choice]()
+    return device
+
+
+def vae_device() -> torch.device:
+    import comfy.model_management as mm
+
+    device: torch.device = mm.vae_device()
+    return device
+
+
+def free_bytes(device: torch.device) -> int:
+    import comfy.model_management as mm
+
+    return int(mm.get_free_memory(device))
+
+
+def manage(offloader: Offloader, device: torch.device) -> Any:
+    """Make a model known to ComfyUI's memory manager: an object to keep as long as the model is wanted."""
+    return _managed_class()(offloader, device)
+
+
+def load(*managed: Any, working_bytes: int) -> None:
+    """Bring managed models to their device; others move out if that and `working_bytes` beside them need the room."""
+    import comfy.model_management as mm
+
+    mm.load_models_gpu(list(managed), memory_required=working_bytes)
+
+
+@cache
+def _managed_class() -> type[Any]:
+    """Made when first needed: its base class is ComfyUI's."""
+    from comfy.model_patcher import ModelPatcher
+
+    class ManagedModel(ModelPatcher):  # type: ignore[misc]
+        """A model of ours as ComfyUI's memory manager sees it. What it is asked for, the Offloader does.
+
+        ComfyUI's own way of moving weights would copy those mapped from a file into RAM when they leave the device.
+        """
+
+        def __init__(self, offloader: Offloader, load_device: torch.device) -> None:
+            self.offloader = offloader
+            super().__init__(offloader.module, load_device, torch.device("cpu"), size=offloader.num_bytes)
+
+        def clone(self, *args: Any, **kwargs: Any) -> Any:
+            return self
+
+        def loaded_size(self) -> int:
+            return self.offloader.loaded_bytes
+
+        def current_loaded_device(self) -> torch.device:
+            return self.offloader.device or self.offload_device
+
+        def model_dtype(self) -> torch.dtype:
+            return next(self.offloader.module.parameters()).dtype
+
+        def partially_load(self, device_to: torch.device, extra_memory: float = 0, **_: Any) -> int:
+            budget = None if extra_memory >= 1e30 else self.offloader.loaded_bytes + int(extra_memory)
+            return self.offloader.load(device_to, budget)
+
+        def partially_unload(self, device_to: torch.device, memory_to_free: float = 0, **_: Any) -> int:
+            return self.offloader.unload(int(min(memory_to_free, 2**62)))
+
+        def patch_model(self, *args: Any, **kwargs: Any) -> Any:
+            return self.model
+
+        def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
+            if unpatch_weights:
+                self.offloader.go_home()
+
+        def detach(self, unpatch_all: bool = True) -> Any:
+            self.unpatch_model(unpatch_weights=unpatch_all)
+            return self.model
+
+        def __del__(self) -> None:
+            return None
+
+    return ManagedModel
+
+
+# Progress, previews, interruption
+
+
+class ComfyHost:
+    """The host of a node's run: one bar per stage with text under it, previews, and ComfyUI's cancel button."""
+
+    def __init__(self, node_id: str | None, device: torch.device | None = None, has_previews: bool = False) -> None:
+        self._node_id = node_id
+        self._device = device or compute_device()
+        self._previewer = _find_previewer(self._device) if has_previews else None
+        self._bar: Any = None
+        self._title, self._total, self._done, self._started = "", 0, 0, 0.0
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def stage(self, name: str, total: int) -> None:
+        from comfy.utils import ProgressBar
+
+        self._title, self._total, self._done, self._started = name, total, 0, time.monotonic()
+        self._bar = ProgressBar(total, node_id=self._node_id) if total else None
+        self.say(name)
+
+    def step(self, done: int, total: int) -> None:
+        if self._bar is None or total != self._total:
+            self.stage(self._title or "working", total)
+        self._done = done
+        self.say(describe_progress(self._title, done, total, time.monotonic() - self._started))
+        self._bar.update_absolute(done, total)
+
+    def preview(self, latents: torch.Tensor) -> None:
+        if self._previewer is None or self._bar is None:
+            return
+        try:
+            image = self._previewer.decode_latent_to_preview_image("JPEG", latents)
+        except (RuntimeError, ValueError, TypeError) as error:
+            logger.warning("no previews in this run: the previewer could not show these latents (%s)", error)
+            self._previewer = None
+            return
+        self._bar.update_absolute(self._done, self._total, image)
+
+    def check_interrupt(self) -> None:
+        import comfy.model_management as mm
+
+        mm.throw_exception_if_processing_interrupted()
+
+    def request_memory(self, num_bytes: int) -> None:
+        import comfy.model_management as mm
+
+        mm.free_memory(num_bytes, self._device)
+
+    def say(self, text: str) -> None:
+        show_text(self._node_id, text)
+
+
+def describe_progress(title: str, done: int, total: int, seconds: float) -> str:
+    """ "sampling 3/20, 1.25 s/it, 0:21 left"."""
+    if not done:
+        return f"{title} 0/{total}"
+    each = seconds / done
+    left = round(each * (total - done))
+    return f"{title} {done}/{total}, {each:.2f} s/it, {left // 60}:{left % 60:02} left"
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Text on the node, for the client whose run this is; nothing where there is no server or no page."""
+    if node_id is None:
+        return
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and server.client_id is not None:
+        server.send_progress_text(text, node_id, server.client_id)
+
+
+def _find_previewer(device: torch.device) -> Any:
+    """ComfyUI's previewer for HunyuanVideo's latents under the user's settings; None if previews are off."""
+    import latent_preview
+    from comfy.latent_formats import HunyuanVideo
+
+    return latent_preview.get_previewer(device, HunyuanVideo())

@@ -1,0 +1,78 @@
+"""Information: what a model or a file is, on the node and as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import comfy_host
+from .load import TEXT_KINDS, TRANSFORMER_KINDS, VAE_KINDS, describe_file, describe_report, list_choices
+from .node import CATEGORY, check_inputs, names_its_errors
+from .sockets import HYV_EMBEDS, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
+
+NO_FILE = "(none)"
+
+
+class ModelInfo(io.ComfyNode):
+    """HyvModelInfo."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        kinds = dict.fromkeys((*TRANSFORMER_KINDS, *VAE_KINDS, *TEXT_KINDS, "loras"))
+        return io.Schema(
+            node_id="HyvModelInfo",
+            display_name="HunyuanVideo Model Info",
+            category=f"{CATEGORY}/load",
+            description="Says what a model or a file is and whether it can be used. Reads only a file's header.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=[NO_FILE, *list_choices(*kinds)],
+                    default=NO_FILE,
+                    tooltip="A file to look at, of any kind; nothing is loaded.",
+                ),
+                io.MultiType.Input(
+                    "handle",
+                    types=[HYV_MODEL, HYV_TEXT, HYV_VAE, HYV_EMBEDS],
+                    optional=True,
+                    tooltip="Any model or embeds of this pack, to see what it is and where it lies.",
+                ),
+            ],
+            outputs=[io.String.Output("report", display_name="report", tooltip="The same text.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str = NO_FILE) -> bool | str:
+        return check_inputs(cls, {"file": file})
+
+    @classmethod
+    @names_its_errors
+    def execute(cls, file: str = NO_FILE, handle: Any = None) -> io.NodeOutput:
+        parts = [] if file == NO_FILE else [describe_file(file)]
+        if handle is not None:
+            parts.append(describe_handle(handle))
+        report = "\n\n".join(parts) or "Choose a file, or connect a model."
+        comfy_host.show_text(cls.hidden.unique_id, report)
+        return io.NodeOutput(report, ui={"text": (report,)})
+
+
+def describe_handle(handle: Any) -> str:
+    """A handle in a few lines: what it is, and how much of it is on which device."""
+    if isinstance(handle, TransformerHandle):
+        return "\n".join([repr(handle), describe_report(handle.report), _place(handle.managed)])
+    if isinstance(handle, TextHandle):
+        return "\n".join([repr(handle), *map(describe_report, handle.reports), *map(_place, handle.managed)])
+    if isinstance(handle, VAEHandle):
+        return "\n".join([repr(handle), describe_report(handle.report), _place(handle.managed)])
+    return repr(handle)
+
+
+def _place(managed: Any) -> str:
+    size, loaded = managed.model_size() / 2**20, managed.loaded_size() / 2**20
+    return f"{loaded:,.1f} of {size:,.1f} MiB on {managed.load_device}"
+
+
+NODES = (ModelInfo,)

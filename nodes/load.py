@@ -1,0 +1,365 @@
+"""Loading: files to handles. Weights stay where the file is mapped until a model runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..hyvideo_lib.checkpoint import FileReport, inspect_file, load_text_encoder, load_transformer, load_vae
+from ..hyvideo_lib.checkpoint.variants import KIND_NAMES
+from ..hyvideo_lib.demo import assets
+from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
+from ..hyvideo_lib.memory import BlockSwap, Offloader
+from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file
+from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
+from . import comfy_host
+from .node import CATEGORY, check_inputs, names_its_errors
+from .sockets import HYV_BLOCK_SWAP, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
+
+DEMO = "hyvideo-demo"
+"""Stands in every loader's list for the embedded demo model's file."""
+
+TRANSFORMER_KINDS = ("diffusion_models",)
+VAE_KINDS = ("vae",)
+TEXT_KINDS = ("text_encoders", "clip", "LLM")
+"""The last is where older packs kept the language model."""
+
+AS_STORED = "as in the file"
+STORAGE = {AS_STORED: None, **{name: name for name in DTYPES}}
+VARIANTS = {"auto": None, "text to video": "t2v"}
+ATTENTION = ("auto", "sdpa")
+FOUND = "found beside the file"
+
+
+def list_choices(*kinds: str) -> list[str]:
+    """The files of these folders and the demo's."""
+    return [*comfy_host.list_files(*kinds), DEMO]
+
+
+def resolve(name: str, demo_file: Path, *kinds: str) -> Path:
+    """The file behind a choice of a loader. Raises FileMissing."""
+    path = demo_file if name == DEMO else comfy_host.find_file(name, *kinds)
+    if path is None:
+        raise FileMissing(
+            f"{name} is in none of ComfyUI's folders for {' and '.join(kinds)}. Put the file there and press R to "
+            "refresh the lists, or choose another one."
+        )
+    return path
+
+
+def check_variant(path: Path, variant: str) -> FileReport:
+    """The report on a transformer's file. Raises what the recogniser raises, and UnsupportedFile for other variants."""
+    report = check_file("transformer", path)
+    wanted = VARIANTS[variant]
+    if report.variant != (wanted or "t2v"):
+        raise UnsupportedFile(
+            f"{path.name} is no text-to-video transformer: {' '.join(report.notes)} "
+            "Choose one that takes as many latent channels as it gives; image to video is not built yet."
+        )
+    return report
+
+
+class LoadTransformer(io.ComfyNode):
+    """HyvLoadTransformer."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyvLoadTransformer",
+            display_name="HunyuanVideo Load Transformer",
+            category=f"{CATEGORY}/load",
+            description="Loads a HunyuanVideo transformer (.safetensors). What the file is, is read from its contents.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list_choices(*TRANSFORMER_KINDS),
+                    default=DEMO,
+                    tooltip="A file in models/diffusion_models. hyvideo-demo is the small model that comes with the "
+                    "pack: it draws coloured shapes, on any computer, in seconds.",
+                ),
+                io.Combo.Input(
+                    "variant",
+                    options=list(VARIANTS),
+                    default="auto",
+                    tooltip="Which model of the family the file is. auto tells by its tensors; name it only where two "
+                    "kinds look alike.",
+                ),
+                io.Combo.Input(
+                    "storage",
+                    options=list(STORAGE),
+                    default=AS_STORED,
+                    tooltip="What the weights rest in. As in the file costs no time and no RAM. float8_e4m3fn halves "
+                    "the memory of a 16-bit file, with a small loss of detail.",
+                ),
+                io.Combo.Input(
+                    "compute_dtype",
+                    options=["auto", "bfloat16", "float16", "float32"],
+                    default="auto",
+                    tooltip="What is multiplied in. auto: bfloat16 on a graphics card, float32 on a CPU. float16 can "
+                    "overflow in this model; float32 doubles memory and time.",
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=list(ATTENTION),
+                    default="auto",
+                    tooltip="Which attention kernel. auto takes the fastest exact one that works here; sdpa is "
+                    "PyTorch's own.",
+                ),
+                HYV_BLOCK_SWAP.Input(
+                    "block_swap",
+                    optional=True,
+                    tooltip="Keeps blocks in RAM while others compute, so that less of the card's memory is needed. "
+                    "Without it ComfyUI's memory manager decides.",
+                ),
+            ],
+            outputs=[HYV_MODEL.Output("model", display_name="model", tooltip="For the sampler.")],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        file: str,
+        variant: str = "auto",
+        storage: str = AS_STORED,
+        compute_dtype: str = "auto",
+        attention: str = "auto",
+    ) -> bool | str:
+        values = {
+            "file": file,
+            "variant": variant,
+            "storage": storage,
+            "compute_dtype": compute_dtype,
+            "attention": attention,
+        }
+        return check_inputs(
+            cls, values, lambda: check_variant(resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS), variant)
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: object) -> str:
+        return fingerprint(file, assets.TRANSFORMER, *TRANSFORMER_KINDS)
+
+    @classmethod
+    @names_its_errors
+    def execute(
+        cls,
+        file: str,
+        variant: str = "auto",
+        storage: str = AS_STORED,
+        compute_dtype: str = "auto",
+        attention: str = "auto",
+        block_swap: BlockSwap | None = None,
+    ) -> io.NodeOutput:
+        path = resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS)
+        report = check_variant(path, variant)
+        device = comfy_host.compute_device()
+        precision = Precision(compute=compute_dtype, storage=STORAGE[storage])
+        model = load_transformer(path, precision.storage_dtype, precision.transformer_dtype(device))
+        blocks = [*model.double_blocks, *model.single_blocks]
+        offloader = Offloader(model, blocks, len(model.double_blocks), block_swap)
+        managed = comfy_host.manage(offloader, device)
+        return io.NodeOutput(TransformerHandle(path.name, report, model, offloader, managed, attention))
+
+
+class LoadTextEncoders(io.ComfyNode):
+    """HyvLoadTextEncoders."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyvLoadTextEncoders",
+            display_name="HunyuanVideo Load Text Encoders",
+            category=f"{CATEGORY}/load",
+            description="Loads the language model (the Llama part of llava-llama-3-8b) and CLIP-L's text encoder.",
+            inputs=[
+                io.Combo.Input(
+                    "llm",
+                    options=list_choices(*TEXT_KINDS),
+                    default=DEMO,
+                    tooltip="The language model, a .safetensors file in models/text_encoders (or clip, or LLM).",
+                ),
+                io.Combo.Input(
+                    "clip",
+                    options=list_choices(*TEXT_KINDS),
+                    default=DEMO,
+                    tooltip="CLIP-L's text encoder, a .safetensors file in the same folders.",
+                ),
+                io.String.Input(
+                    "llm_tokenizer",
+                    default=FOUND,
+                    tooltip="Where the language model's tokenizer.json is: the name of a file or folder in the same "
+                    "folders. As it stands it is looked for beside the file, and for Llama-3 in the package "
+                    "llama-models.",
+                ),
+                io.String.Input(
+                    "clip_tokenizer",
+                    default=FOUND,
+                    tooltip="Where CLIP's tokenizer.json is, as above.",
+                ),
+                io.Combo.Input(
+                    "storage",
+                    options=["auto", "bfloat16", "float16", "float32"],
+                    default="auto",
+                    tooltip="What the encoders rest and compute in. auto is what the file has (bfloat16 for 8-bit "
+                    "files) and costs no extra RAM.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=["auto", "gpu", "cpu"],
+                    default="auto",
+                    tooltip="Where prompts are encoded. auto is ComfyUI's choice. cpu takes none of the card's memory "
+                    "and some seconds a prompt.",
+                ),
+            ],
+            outputs=[HYV_TEXT.Output("text_encoders", display_name="text_encoders", tooltip="For Encode Prompt.")],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        llm: str,
+        clip: str,
+        llm_tokenizer: str = FOUND,
+        clip_tokenizer: str = FOUND,
+        storage: str = "auto",
+        device: str = "auto",
+    ) -> bool | str:
+        def check() -> None:
+            check_file("llm", resolve(llm, assets.LLM, *TEXT_KINDS))
+            check_file("clip", resolve(clip, assets.CLIP, *TEXT_KINDS))
+            find_tokenizer(llm_tokenizer)
+            find_tokenizer(clip_tokenizer)
+
+        values = {"llm": llm, "clip": clip, "storage": storage, "device": device}
+        known = {**values, "llm_tokenizer": llm_tokenizer, "clip_tokenizer": clip_tokenizer}
+        return check_inputs(cls, known, check)
+
+    @classmethod
+    def fingerprint_inputs(cls, llm: str, clip: str, **_: object) -> str:
+        return fingerprint(llm, assets.LLM, *TEXT_KINDS) + fingerprint(clip, assets.CLIP, *TEXT_KINDS)
+
+    @classmethod
+    @names_its_errors
+    def execute(
+        cls,
+        llm: str,
+        clip: str,
+        llm_tokenizer: str = FOUND,
+        clip_tokenizer: str = FOUND,
+        storage: str = "auto",
+        device: str = "auto",
+    ) -> io.NodeOutput:
+        paths = resolve(llm, assets.LLM, *TEXT_KINDS), resolve(clip, assets.CLIP, *TEXT_KINDS)
+        reports = check_file("llm", paths[0]), check_file("clip", paths[1])
+        dtype = Precision(text=storage).text_dtype
+        language = load_text_encoder(paths[0], find_tokenizer(llm_tokenizer), compute_dtype=dtype)
+        pooled = load_text_encoder(paths[1], find_tokenizer(clip_tokenizer), compute_dtype=dtype)
+        if not isinstance(language, LlamaTextEncoder) or not isinstance(pooled, ClipTextEncoder):
+            raise WrongKind("The files of the language model and of the CLIP encoder are interchanged. Swap them.")
+        place = comfy_host.text_device(device)
+        managed = (comfy_host.manage(Offloader(language), place), comfy_host.manage(Offloader(pooled), place))
+        names = paths[0].name, paths[1].name
+        return io.NodeOutput(TextHandle(names, reports, language, pooled, managed))
+
+
+class LoadVAE(io.ComfyNode):
+    """HyvLoadVAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyvLoadVAE",
+            display_name="HunyuanVideo Load VAE",
+            category=f"{CATEGORY}/load",
+            description="Loads HunyuanVideo's causal 3D VAE, which turns latents into frames and back.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list_choices(*VAE_KINDS),
+                    default=DEMO,
+                    tooltip="A file in models/vae. hyvideo-demo belongs to the demo transformer.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["auto", "float16", "bfloat16", "float32"],
+                    default="auto",
+                    tooltip="What it computes in. auto: float16 on a CUDA card, as the reference, and float32 "
+                    "elsewhere. Take float32 if frames come out black; it doubles memory and time.",
+                ),
+            ],
+            outputs=[HYV_VAE.Output("vae", display_name="vae", tooltip="For Decode and Encode Video.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str, dtype: str = "auto") -> bool | str:
+        return check_inputs(
+            cls,
+            {"file": file, "dtype": dtype},
+            lambda: check_file("vae", resolve(file, assets.VAE, *VAE_KINDS)),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: object) -> str:
+        return fingerprint(file, assets.VAE, *VAE_KINDS)
+
+    @classmethod
+    @names_its_errors
+    def execute(cls, file: str, dtype: str = "auto") -> io.NodeOutput:
+        path = resolve(file, assets.VAE, *VAE_KINDS)
+        report = check_file("vae", path)
+        device = comfy_host.vae_device()
+        vae = load_vae(path, compute_dtype=Precision(vae=dtype).vae_dtype(device))
+        return io.NodeOutput(VAEHandle(path.name, report, vae, comfy_host.manage(Offloader(vae), device)))
+
+
+def find_tokenizer(name: str) -> Path | None:
+    """The tokenizer.json behind a widget's words; None for one that is looked for beside the file.
+
+    A name is a file, or a folder that holds a tokenizer.json, in ComfyUI's folders for text encoders.
+    Raises FileMissing.
+    """
+    name = name.strip()
+    if name in ("", FOUND):
+        return None
+    for candidate in comfy_host.candidates(name, *TEXT_KINDS):
+        file = candidate / "tokenizer.json" if candidate.is_dir() else candidate
+        if file.is_file():
+            return file
+    raise FileMissing(
+        f"There is no tokenizer {name!r} in ComfyUI's folders for {', '.join(TEXT_KINDS)}. Give the name of a "
+        f"tokenizer.json in one of them, or of a folder that holds it, or leave {FOUND!r}."
+    )
+
+
+def fingerprint(name: str, demo_file: Path, *kinds: str) -> str:
+    """Changes when the file behind a choice does; ComfyUI then loads it again."""
+    try:
+        stat = resolve(name, demo_file, *kinds).stat()
+    except (FileMissing, OSError):
+        return "missing"
+    return f"{stat.st_size}-{stat.st_mtime_ns};"
+
+
+def describe_file(name: str) -> str:
+    """The recogniser's report on a listed file, for people. Raises what it raises, and FileMissing."""
+    kinds = dict.fromkeys((*TRANSFORMER_KINDS, *VAE_KINDS, *TEXT_KINDS))
+    return describe_report(inspect_file(resolve(name, assets.TRANSFORMER, *kinds)))
+
+
+def describe_report(report: FileReport) -> str:
+    """A report in a few lines."""
+    lines = [
+        f"{Path(report.path).name}: {KIND_NAMES.get(report.kind, 'unknown')}",
+        f"{report.num_parameters / 1e6:,.1f} M parameters in {report.num_tensors} tensors, "
+        f"{report.file_size / 2**30:.2f} GiB",
+        f"quantisation: {report.quantization}" + (f", variant: {report.variant}" if report.variant else ""),
+        "can be used" if report.supported else f"cannot be used: {report.reason}",
+        *report.notes,
+    ]
+    if report.config:
+        lines.append(", ".join(f"{key} {value}" for key, value in report.config.items()))
+    return "\n".join(lines)
+
+
+NODES = (LoadTransformer, LoadTextEncoders, LoadVAE)

@@ -1,0 +1,179 @@
+"""Option sockets: settings that most runs leave alone."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..hyvideo_lib.memory import AUTO, BlockSwap
+from ..hyvideo_lib.sampling import GuidanceConfig
+from ..hyvideo_lib.transformer import RopeSettings
+from .node import CATEGORY, check_inputs, names_its_errors
+from .sockets import HYV_BLOCK_SWAP, HYV_GUIDANCE, HYV_ROPE
+
+MAX_BLOCKS = 200
+
+
+class Rope(io.ComfyNode):
+    """HyvRope."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyvRope",
+            display_name="HunyuanVideo RoPE",
+            category=f"{CATEGORY}/options",
+            description="How the transformer is told where in time and space a piece of the video lies.",
+            inputs=[
+                io.Float.Input("time_scale", default=1.0, min=0.1, max=4.0, step=0.01, tooltip=_scale_tooltip("time")),
+                io.Float.Input(
+                    "height_scale", default=1.0, min=0.1, max=4.0, step=0.01, tooltip=_scale_tooltip("height")
+                ),
+                io.Float.Input(
+                    "width_scale", default=1.0, min=0.1, max=4.0, step=0.01, tooltip=_scale_tooltip("width")
+                ),
+                io.Boolean.Input(
+                    "extrapolate",
+                    default=False,
+                    tooltip="RIFLEx: lets clips grow beyond 192 frames without starting over. Changes nothing below "
+                    "that and costs nothing.",
+                ),
+            ],
+            outputs=[HYV_ROPE.Output("rope", display_name="rope", tooltip="For the sampler.")],
+        )
+
+    @classmethod
+    @names_its_errors
+    def execute(
+        cls, time_scale: float = 1.0, height_scale: float = 1.0, width_scale: float = 1.0, extrapolate: bool = False
+    ) -> io.NodeOutput:
+        return io.NodeOutput(RopeSettings(extrapolate, (time_scale, height_scale, width_scale)))
+
+
+def _scale_tooltip(axis: str) -> str:
+    return (
+        f"Multiplies positions along {axis}. 1 is the trained behaviour; below 1 the model believes the video smaller "
+        "than it is, which can help beyond the trained size, above 1 larger. Costs nothing."
+    )
+
+
+class Guidance(io.ComfyNode):
+    """HyvGuidance."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyvGuidance",
+            display_name="HunyuanVideo Guidance (CFG)",
+            category=f"{CATEGORY}/options",
+            description="True classifier-free guidance with the negative prompt, beside the guidance that is built in.",
+            inputs=[
+                io.Float.Input(
+                    "cfg_scale",
+                    default=1.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How far to go past the prompt, away from the negative one. 1 is off. Above 1 every guided "
+                    "step takes twice the time. 3 to 6 are usual.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in the run it begins, as a fraction of the steps. 0 is the start.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where it ends. An end of 0.5 saves a quarter of the time and keeps most of the effect, as "
+                    "layout is decided early.",
+                ),
+                io.Float.Input(
+                    "rescale",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Takes back the contrast that a high scale burns in: 0 not at all, 1 fully. 0.7 is usual.",
+                ),
+                io.Boolean.Input(
+                    "batched",
+                    default=True,
+                    tooltip="Both prompts in one pass: faster. Off runs them one after the other, with less memory.",
+                ),
+            ],
+            outputs=[
+                HYV_GUIDANCE.Output("guidance_options", display_name="guidance_options", tooltip="For the sampler.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, cfg_scale: float = 1.0, start: float = 0.0, end: float = 1.0, rescale: float = 0.0
+    ) -> bool | str:
+        values = {"cfg_scale": cfg_scale, "start": start, "end": end, "rescale": rescale}
+        return check_inputs(
+            cls, values, lambda: GuidanceConfig(cfg_scale=cfg_scale, cfg_start=start, cfg_end=end, rescale=rescale)
+        )
+
+    @classmethod
+    @names_its_errors
+    def execute(
+        cls, cfg_scale: float = 1.0, start: float = 0.0, end: float = 1.0, rescale: float = 0.0, batched: bool = True
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            GuidanceConfig(cfg_scale=cfg_scale, cfg_start=start, cfg_end=end, rescale=rescale, batched=batched)
+        )
+
+
+class BlockSwapNode(io.ComfyNode):
+    """HyvBlockSwap."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyvBlockSwap",
+            display_name="HunyuanVideo Block Swap",
+            category=f"{CATEGORY}/options",
+            description="Keeps some of the transformer's blocks in RAM and copies each over while it is needed.",
+            inputs=[
+                io.Int.Input(
+                    "double_blocks",
+                    default=AUTO,
+                    min=AUTO,
+                    max=MAX_BLOCKS,
+                    tooltip="How many of the 20 double blocks are swapped at least. -1: as many as the free memory "
+                    "asks for. Each saves about 0.3 GB in 8 bit and costs its copy in every step.",
+                ),
+                io.Int.Input(
+                    "single_blocks",
+                    default=AUTO,
+                    min=AUTO,
+                    max=MAX_BLOCKS,
+                    tooltip="How many of the 40 single blocks are swapped at least. -1: as many as the free memory "
+                    "asks for. Each saves about 0.14 GB in 8 bit.",
+                ),
+                io.Int.Input(
+                    "prefetch",
+                    default=1,
+                    min=0,
+                    max=4,
+                    tooltip="How many blocks ahead copies may run, each at the cost of a block's memory. Blocks are "
+                    "copied one at a time today, whatever this says.",
+                ),
+            ],
+            outputs=[HYV_BLOCK_SWAP.Output("block_swap", display_name="block_swap", tooltip="For Load Transformer.")],
+        )
+
+    @classmethod
+    @names_its_errors
+    def execute(cls, double_blocks: int = AUTO, single_blocks: int = AUTO, prefetch: int = 1) -> io.NodeOutput:
+        return io.NodeOutput(BlockSwap(double_blocks, single_blocks, prefetch))
+
+
+NODES = (Rope, Guidance, BlockSwapNode)
