@@ -36,7 +36,7 @@ def run_arguments(arguments: list[str], root: Path = ROOT) -> int:
             "not with an installed package. Clone it and run `python -m hyvideo_lib bench` there."
         )
     command = [sys.executable, "-c", _START.format(root=str(root), name=FOLDER), *arguments]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command)  # noqa: S603 (our own interpreter)
     try:
         code = process.wait()
     except KeyboardInterrupt:  # Ctrl-C went to it as well; let it end in its own way

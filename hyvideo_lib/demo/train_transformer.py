@@ -26,8 +26,8 @@ from .world import PARTIAL_SENTENCES, SEEN, draw_clips, prompt_variants
 
 log = logging.getLogger(__name__)
 
-STEPS = 4400
-DISTILL_STEPS = 480
+STEPS = 3200
+DISTILL_STEPS = 400
 BATCH = 32
 NUM_CLIPS = 8064
 EMPTY_SHARE = 0.1

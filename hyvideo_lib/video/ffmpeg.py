@@ -36,7 +36,7 @@ class Process:
 
     def __init__(self, arguments: Sequence[str], feeds: bool) -> None:
         # A terminal's Ctrl-C goes to its whole foreground group; ffmpeg is stopped by us alone, when we are done.
-        self.popen: subprocess.Popen[bytes] = subprocess.Popen(
+        self.popen: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 (no shell)
             [find_ffmpeg(), "-v", "error", "-nostdin", *arguments],
             stdin=subprocess.PIPE if feeds else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if feeds else subprocess.PIPE,
