@@ -6,6 +6,7 @@ Everything ComfyUI-specific is imported inside the function that needs it, so th
 from __future__ import annotations
 
 import logging
+import os
 import time
 from functools import cache
 from pathlib import Path
@@ -52,10 +53,17 @@ def candidates(name: str, *kinds: str) -> list[Path]:
     found = []
     for kind in kinds:
         for root in folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []:
-            path = Path(root, name).resolve()
-            if path.is_relative_to(Path(root).resolve()):
+            if path := inside(Path(root), name):
                 found.append(path)
     return found
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The path of this name in a folder; None if the name leads out of it. Links that lie in the folder are followed,
+    as many people keep their models elsewhere.
+    """
+    path = Path(os.path.normpath(folder / name))
+    return path if path.is_relative_to(os.path.normpath(folder)) else None
 
 
 def output_folder() -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import comfy_host
-from .load import TEXT_KINDS, TRANSFORMER_KINDS, VAE_KINDS, describe_file, describe_report, list_choices
+from .load import ALL_KINDS, describe_file, describe_report, list_choices
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_EMBEDS, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
 
@@ -19,7 +19,6 @@ class ModelInfo(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        kinds = dict.fromkeys((*TRANSFORMER_KINDS, *VAE_KINDS, *TEXT_KINDS, "loras"))
         return io.Schema(
             node_id="HyvModelInfo",
             display_name="HunyuanVideo Model Info",
@@ -28,7 +27,7 @@ class ModelInfo(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=[NO_FILE, *list_choices(*kinds)],
+                    options=[NO_FILE, *list_choices(*ALL_KINDS)],
                     default=NO_FILE,
                     tooltip="A file to look at, of any kind; nothing is loaded.",
                 ),

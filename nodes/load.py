@@ -24,6 +24,8 @@ TRANSFORMER_KINDS = ("diffusion_models",)
 VAE_KINDS = ("vae",)
 TEXT_KINDS = ("text_encoders", "clip", "LLM")
 """The last is where older packs kept the language model."""
+ALL_KINDS = tuple(dict.fromkeys((*TRANSFORMER_KINDS, *VAE_KINDS, *TEXT_KINDS, "loras")))
+"""Every folder that Model Info looks into."""
 
 AS_STORED = "as in the file"
 STORAGE = {AS_STORED: None, **{name: name for name in DTYPES}}
@@ -332,8 +334,13 @@ def find_tokenizer(name: str) -> Path | None:
     )
 
 
-def fingerprint(name: str, demo_file: Path, *kinds: str) -> str:
-    """Changes when the file behind a choice does; ComfyUI then loads it again."""
+def fingerprint(name: str | None, demo_file: Path, *kinds: str) -> str:
+    """Changes when the file behind a choice does; ComfyUI then loads it again.
+
+    name: None where the choice comes over a wire; ComfyUI looks at what it comes from.
+    """
+    if not isinstance(name, str):
+        return "linked;"
     try:
         stat = resolve(name, demo_file, *kinds).stat()
     except (FileMissing, OSError):
@@ -343,8 +350,7 @@ def fingerprint(name: str, demo_file: Path, *kinds: str) -> str:
 
 def describe_file(name: str) -> str:
     """The recogniser's report on a listed file, for people. Raises what it raises, and FileMissing."""
-    kinds = dict.fromkeys((*TRANSFORMER_KINDS, *VAE_KINDS, *TEXT_KINDS))
-    return describe_report(inspect_file(resolve(name, assets.TRANSFORMER, *kinds)))
+    return describe_report(inspect_file(resolve(name, assets.TRANSFORMER, *ALL_KINDS)))
 
 
 def describe_report(report: FileReport) -> str:

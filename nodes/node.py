@@ -43,7 +43,7 @@ def _check_value(entry: Any, value: Any) -> None:
         listed = ", ".join(map(str, options[:20])) or "nothing: there is no such file yet"
         raise InvalidSetting(f"{entry.id} is {value!r}, but must be one of: {listed}.")
     low, high = getattr(entry, "min", None), getattr(entry, "max", None)
-    if low is not None and value < low:
+    if low is not None and not value >= low:  # so that "not a number" is refused as well
         raise InvalidSetting(f"{entry.id} is {value}, but must be at least {low}.")
     if high is not None and value > high:
         raise InvalidSetting(f"{entry.id} is {value}, but must be at most {high}.")

@@ -54,8 +54,7 @@ class TransformerHandle:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TextHandle:
-    """HYV_TEXT. reports: of the LLM's file and of CLIP's. cache: prompts that were encoded already, by what they "
-    "say."""
+    """HYV_TEXT. reports: of the LLM's file and of CLIP's. cache: prompts that were encoded already, by their words."""
 
     names: tuple[str, str]
     reports: tuple[FileReport, FileReport]

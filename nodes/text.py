@@ -270,7 +270,9 @@ class LoadEmbeds(io.ComfyNode):
         return check_inputs(cls, {"file": file})
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        if not isinstance(file, str):
+            return "linked"
         try:
             stat = find_embeds(file).stat()
         except (FileMissing, OSError):
@@ -303,9 +305,9 @@ def _embeds_in(folder: Path) -> list[str]:
 def find_embeds(name: str) -> Path:
     """The file behind a choice; never one outside of the two folders. Raises FileMissing."""
     is_output = name.endswith(OUTPUT_MARK)
-    folder = (comfy_host.output_folder() if is_output else comfy_host.input_folder()).resolve()
-    path = (folder / name.removesuffix(OUTPUT_MARK)).resolve()
-    if not path.is_relative_to(folder) or not path.is_file():
+    folder = comfy_host.output_folder() if is_output else comfy_host.input_folder()
+    path = comfy_host.inside(folder, name.removesuffix(OUTPUT_MARK))
+    if path is None or not path.is_file():
         raise FileMissing(f"There are no saved embeds {name!r}. Choose one of the list, or encode the prompt again.")
     return path
 
