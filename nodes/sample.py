@@ -24,6 +24,7 @@ from ..hyvideo_lib.sampling import (
     mix_noise,
     truncate_sigmas,
 )
+from ..hyvideo_lib.sampling.denoise import check_levels
 from ..hyvideo_lib.text import TextEmbeds
 from ..hyvideo_lib.transformer import RopeSettings, TransformerConfig
 from . import comfy_host
@@ -161,6 +162,7 @@ class Sampler(io.ComfyNode):
             levels = truncate_sigmas(make_sigmas(steps, shift), strength)
         else:
             levels = sigmas.detach().float().cpu()
+            check_levels(levels)
         kept_mask = mask_for(given, latents.get("noise_mask") if mask is None else mask)
         host = comfy_host.ComfyHost(cls.hidden.unique_id, model.managed.load_device, has_previews=True)
         run = Run(model, embeds, options, rope or RopeSettings(), levels, solver, host)
