@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from graph import run, validate
+
+
+@pytest.fixture(scope="module")
+def latents(embeds, model, pack):
+    """A clip of the demo, 5 frames of 64 x 64."""
+    empty = {"samples": torch.zeros(1, 16, 2, 8, 8)}
+    inputs = {"model": model, "embeds": embeds, "latents": empty, "steps": 2, "guidance": 2.0, "shift": 3.0}
+    return run(pack.nodes.sample.Sampler, **inputs)[0]
+
+
+@pytest.fixture
+def decode(pack, vae):
+    def decode(latents, **inputs):
+        return run(pack.nodes.decode.Decode, vae=vae, latents=latents, **inputs)[0]
+
+    return decode
+
+
+def expected(vae, samples: torch.Tensor, tiles=None) -> torch.Tensor:
+    """The library's answer as ComfyUI's images."""
+    return (vae.vae.decode(samples, tiles)[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1)
+
+
+def test_latents_become_images(decode, latents, vae):
+    frames = decode(latents)
+    assert (frames.shape, frames.dtype, frames.device.type) == ((5, 64, 64, 3), torch.float32, "cpu")
+    assert frames.min() >= 0
+    assert frames.max() <= 1
+    assert frames.is_contiguous()
+    assert torch.equal(frames, expected(vae, latents["samples"]))
+
+
+def test_a_video_smaller_than_a_tile_is_the_same_in_every_mode(decode, latents):
+    whole = decode(latents, tiles="none")
+    for mode in ("reference", "fit"):
+        assert torch.equal(decode(latents, tiles=mode), whole)
+    assert torch.equal(decode(latents, tiles="custom", tile_size=64, tile_frames=16), whole)
+
+
+def test_custom_tiles_are_the_librarys(decode, latents, vae, pack):
+    frames = decode(latents, tiles="custom", tile_size=32, tile_frames=16)
+    assert torch.equal(frames, expected(vae, latents["samples"], pack.hyvideo_lib.vae.Tiles(32, 16)))
+    assert not torch.equal(frames, decode(latents, tiles="none"))
+
+
+def test_fitting_tiles_shrink_with_the_memory(pack, vae, mm):
+    video = (129, 720, 1280)
+    whole = pack.hyvideo_lib.memory.estimate.vae_bytes(vae.vae.config.block_channels, *video, 4)
+
+    def chosen(free: int):
+        mm.pretend(limit=vae.managed.model_size() + free)
+        return pack.nodes.decode.choose_tiles(vae, "fit", 256, 64, video)
+
+    assert chosen(whole) is None
+    tiles = [chosen(whole // part) for part in (2, 8, 64)]
+    sizes = [tile.size**2 * tile.frames for tile in tiles]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert (chosen(0).size, chosen(0).frames) == (128, 16)
+
+
+def test_a_still_image_is_one_frame(decode):
+    frames = decode({"samples": torch.zeros(1, 16, 4, 4)})
+    assert frames.shape == (1, 32, 32, 3)
+
+
+def test_videos_of_a_batch_stand_one_after_the_other(decode):
+    samples = torch.randn(2, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    both = decode({"samples": samples})
+    single = [decode({"samples": row}) for row in samples.split(1)]
+    assert torch.equal(both, torch.cat(single))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 4, 4), (1, 128, 2, 4, 4), (16, 4, 4), (0, 16, 2, 4, 4), (1, 16, 0, 4, 4)])
+def test_latents_of_other_models_are_refused(decode, pack, shape):
+    with pytest.raises(pack.hyvideo_lib.errors.InvalidSetting, match=r"^The latents are \[.*\[invalid_setting\]$"):
+        decode({"samples": torch.zeros(shape)})
+
+
+def test_black_videos_are_refused(decode, pack):
+    with pytest.raises(pack.hyvideo_lib.errors.NonFiniteOutput, match=r"float32.*\[non_finite\]$"):
+        decode({"samples": torch.full((1, 16, 1, 2, 2), float("nan"))})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"tiles": "huge"}, "tiles is 'huge'"),
+        ({"tile_size": 16}, "tile_size is 16, but must be at least 32."),
+        ({"tile_frames": 4096}, "tile_frames is 4096"),
+        ({"tiles": "custom", "tile_size": 40}, "multiples of 32"),
+        ({"tiles": "custom", "tile_frames": 20}, "multiples of 16"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused_before_the_run(pack, inputs, said):
+    assert said in validate(pack.nodes.decode.Decode, **inputs)
+
+
+def test_custom_numbers_count_only_for_custom_tiles(pack):
+    assert validate(pack.nodes.decode.Decode, tiles="fit", tile_size=40, tile_frames=20) is True
+    assert validate(pack.nodes.decode.Decode, tiles=None, tile_size=None, tile_frames=None) is True
+
+
+def test_impossible_tiles_are_refused_in_the_run_as_well(decode, latents, pack):
+    with pytest.raises(pack.hyvideo_lib.errors.InvalidTiles, match=r"\[invalid_tiles\]$"):
+        decode(latents, tiles="custom", tile_size=40)
+
+
+def test_every_tile_moves_the_bar_and_the_text(decode, latents, bars, texts):
+    decode(latents, tiles="custom", tile_size=32, tile_frames=16)
+    assert bars.shown == [(i, 9) for i in range(1, 10)]
+    assert bars.nodes == {"7"}
+    assert texts()[0] == "decoding"
+    assert texts()[-1].startswith("decoding 9/9, ")
+
+
+def test_cancelling_stops_at_the_next_tile(decode, latents, bars, mm):
+    bars.on_update = lambda value, total: mm.interrupt_current_processing() if value == 2 else None
+    with pytest.raises(mm.InterruptProcessingException):
+        decode(latents, tiles="custom", tile_size=32, tile_frames=16)
+    assert bars.shown[-1] == (2, 9)
+    assert not mm.processing_interrupted()
+
+
+def test_running_out_of_memory_passes_untouched(decode, latents, vae, monkeypatch):
+    error = torch.OutOfMemoryError("no room")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(vae.vae, "pixels", fail)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        decode(latents)
+    assert caught.value is error
+
+
+def test_the_vae_leaves_the_device_when_comfyui_asks(decode, latents, vae, mm):
+    before = decode(latents)
+    assert vae.managed.loaded_size() == vae.managed.model_size()
+    mm.unload_all_models()
+    assert vae.managed.loaded_size() == 0
+    assert torch.equal(decode(latents), before)

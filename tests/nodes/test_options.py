@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from graph import run, validate
+
+
+def test_rope_settings_are_as_the_widgets_say(pack):
+    settings = run(pack.nodes.options.Rope, time_scale=0.5, width_scale=2.0, extrapolate=True)[0]
+    assert (settings.extrapolate, settings.scale) == (True, (0.5, 1.0, 2.0))
+    assert run(pack.nodes.options.Rope)[0] == pack.hyvideo_lib.transformer.RopeSettings()
+
+
+def test_guidance_is_as_the_widgets_say(pack):
+    config = run(pack.nodes.options.Guidance, cfg_scale=4.0, start=0.1, end=0.6, rescale=0.7, batched=False)[0]
+    assert (config.cfg_scale, config.cfg_start, config.cfg_end) == (4.0, 0.1, 0.6)
+    assert (config.rescale, config.batched) == (0.7, False)
+    assert not run(pack.nodes.options.Guidance)[0].uses_cfg
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"cfg_scale": 0.5}, "cfg_scale"),
+        ({"cfg_scale": 31.0}, "cfg_scale"),
+        ({"cfg_scale": float("nan")}, "cfg_scale"),
+        ({"rescale": 1.5}, "rescale"),
+        ({"start": 0.5, "end": 0.5}, "start must lie before the end"),
+        ({"start": 0.9, "end": 0.1}, "start must lie before the end"),
+    ],
+)
+def test_guidance_that_cannot_be_is_refused_before_the_run(pack, inputs, said):
+    assert said in validate(pack.nodes.options.Guidance, **inputs)
+
+
+def test_one_end_over_a_wire_leaves_the_other_to_its_own_limits(pack):
+    assert validate(pack.nodes.options.Guidance, start=0.9, end=None) is True
+    assert "start" in validate(pack.nodes.options.Guidance, start=1.9, end=None)
+
+
+def test_guidance_is_checked_again_in_the_run(pack):
+    with pytest.raises(pack.hyvideo_lib.errors.InvalidGuidance, match=r"\[invalid_guidance\]$"):
+        run(pack.nodes.options.Guidance, start=0.9, end=0.1)
+
+
+def test_block_swap_is_as_the_widgets_say(pack):
+    swap = run(pack.nodes.options.BlockSwapNode, double_blocks=3, single_blocks=0, prefetch=2)[0]
+    assert (swap.double_blocks, swap.single_blocks, swap.prefetch) == (3, 0, 2)
+    assert run(pack.nodes.options.BlockSwapNode)[0] == pack.hyvideo_lib.memory.BlockSwap()

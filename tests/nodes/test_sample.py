@@ -1,0 +1,371 @@
+"""The sampler on the demo model, with few steps and small videos."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from graph import run, validate
+
+SCALING = 0.476986
+
+
+@pytest.fixture(scope="module")
+def plain(sample):
+    """The run that others are compared with."""
+    return sample()[0]["samples"]
+
+
+@pytest.fixture
+def errors(pack):
+    return pack.hyvideo_lib.errors
+
+
+def noise(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Numbers
+
+
+def test_it_is_the_librarys_loop(plain, model, embeds, pack):
+    sampling = pack.hyvideo_lib.sampling
+    sigmas = sampling.make_sigmas(3, 3.0)
+    velocity_fn = sampling.make_velocity_fn(
+        model.model, embeds.positive, sigmas=sigmas, config=sampling.GuidanceConfig(embedded=2.0)
+    )
+    latents = sampling.denoise(velocity_fn, sampling.draw_noise((16, 2, 4, 4), [0]), sigmas)
+    assert torch.equal(plain, latents / SCALING)
+
+
+def test_latents_are_plain_float32_on_the_cpu(plain):
+    assert (plain.shape, plain.dtype, plain.device.type) == ((1, 16, 2, 4, 4), torch.float32, "cpu")
+
+
+def test_one_seed_gives_one_video(sample, plain):
+    assert torch.equal(sample(seed=0)[0]["samples"], plain)
+    assert not torch.equal(sample(seed=1)[0]["samples"], plain)
+
+
+def test_a_batch_is_the_videos_of_consecutive_seeds(sample):
+    both = sample(seed=2**64 - 1, latents={"samples": torch.zeros(2, 16, 2, 4, 4)})[0]["samples"]
+    single = [sample(seed=seed)[0]["samples"] for seed in (2**64 - 1, 0)]
+    assert torch.equal(both, torch.cat(single))
+
+
+@pytest.mark.parametrize("name", ["steps", "guidance", "shift", "solver"])
+def test_every_setting_acts(sample, plain, name, pack):
+    solvers = [solver for solver in pack.hyvideo_lib.sampling.SOLVERS if solver != "euler"]
+    values = {"steps": [2], "guidance": [8.0], "shift": [7.0], "solver": solvers}[name]
+    for value in values:
+        found = sample(**{name: value})[0]["samples"]
+        assert found.isfinite().all()
+        assert not torch.equal(found, plain), value
+
+
+def test_what_else_is_in_the_latents_travels_on(sample, empty, plain):
+    output = sample(latents={**empty, "batch_index": [3], "noise_mask": torch.ones(1, 1, 32, 32)})[0]
+    assert output.keys() == {"batch_index", "samples"}
+    assert torch.equal(output["samples"], plain)
+
+
+def test_a_still_image_is_one_frame(sample):
+    assert sample(latents={"samples": torch.zeros(1, 16, 4, 4)}, steps=1)[0]["samples"].shape == (1, 16, 1, 4, 4)
+
+
+# Noise levels
+
+
+def test_the_levels_that_were_used_come_out_and_give_the_same_video_again(sample, plain):
+    levels = sample()[1]
+    assert (len(levels), levels[0].item(), levels[-1].item()) == (4, 1.0, 0.0)
+    again = sample(sigmas=levels, steps=50, shift=9.0, strength=0.3)
+    assert torch.equal(again[0]["samples"], plain)
+    assert torch.equal(again[1], levels)
+
+
+@pytest.mark.parametrize("levels", [[0.0, 1.0], [1.0], [1.0, 1.0, 0.0], [2.0, 0.0], []])
+def test_levels_that_do_not_fall_are_refused(sample, errors, levels):
+    with pytest.raises(errors.InvalidSetting, match=r"\[invalid_setting\]$"):
+        sample(sigmas=torch.tensor(levels))
+
+
+# Video to video
+
+
+def test_strength_says_how_much_is_left_of_the_video(sample):
+    given = noise(1, 1, 16, 2, 4, 4)
+    distances, levels = [], []
+    for strength in (0.25, 0.5, 1.0):
+        output = sample(latents={"samples": given}, strength=strength, steps=4)
+        distances.append((output[0]["samples"] - given).norm().item())
+        levels.append(len(output[1]) - 1)
+    assert levels == [1, 2, 4]
+    assert distances == sorted(distances)
+
+
+def test_at_full_strength_nothing_is_left_of_the_video(sample, plain):
+    assert torch.equal(sample(latents={"samples": noise(1, 1, 16, 2, 4, 4)})[0]["samples"], plain)
+
+
+def test_the_given_latents_stay_as_they_are(sample):
+    given = noise(1, 1, 16, 2, 4, 4)
+    before = given.clone()
+    sample(latents={"samples": given}, strength=0.5)
+    assert torch.equal(given, before)
+
+
+# Masks
+
+
+def test_black_keeps_and_white_makes_anew(sample, plain):
+    given = {"samples": noise(1, 1, 16, 2, 4, 4)}
+    kept = sample(latents=given, mask=torch.zeros(1, 32, 32))[0]["samples"]
+    assert (kept - given["samples"]).abs().max() < 1e-6
+    assert torch.equal(sample(latents=given, mask=torch.ones(1, 32, 32))[0]["samples"], plain)
+
+
+def test_half_a_mask_keeps_half_of_the_video(sample):
+    given = {"samples": noise(1, 1, 16, 2, 4, 4)}
+    mask = torch.zeros(32, 32)
+    mask[:, 16:] = 1
+    found = sample(latents=given, mask=mask)[0]["samples"]
+    difference = (found - given["samples"]).abs()
+    assert difference[..., :2].max() < 1e-6
+    assert difference[..., 2:].mean() > 0.1
+
+
+def test_a_mask_on_the_latents_counts_unless_there_is_another(sample, plain):
+    given = {"samples": noise(1, 1, 16, 2, 4, 4), "noise_mask": torch.zeros(1, 1, 32, 32)}
+    kept = sample(latents=given)[0]["samples"]
+    assert (kept - given["samples"]).abs().max() < 1e-6
+    assert torch.equal(sample(latents=given, mask=torch.ones(32, 32))[0]["samples"], plain)
+
+
+def test_every_frame_can_have_its_own_mask(pack):
+    mask_for = pack.nodes.sample.mask_for
+    latents = torch.zeros(2, 16, 3, 4, 4)
+    mask = torch.zeros(9, 32, 32)
+    mask[6] = 1  # one of the four frames of the second latent frame after the first
+    found = mask_for(latents, mask)
+    assert found.shape == (2, 1, 3, 4, 4)
+    assert found[0, 0, :, 0, 0].tolist() == [0, 0, 1]
+    by_latents = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1).expand(3, 4, 4)
+    assert mask_for(latents, by_latents)[1, 0, :, 0, 0].tolist() == [0, 1, 0]
+    assert mask_for(latents, torch.full((32, 32), 2.0)).max() == 1
+    assert mask_for(latents, torch.ones(1, 1, 9, 32, 32)).shape == (2, 1, 3, 4, 4)
+    assert mask_for(latents, None) is None
+
+
+def test_a_mask_of_another_length_is_refused(sample, errors):
+    with pytest.raises(errors.InvalidSetting, match=r"The mask has 4 frames.*\[invalid_setting\]$"):
+        sample(mask=torch.ones(4, 32, 32))
+
+
+# Options
+
+
+def test_rope_settings_act(sample, plain, pack):
+    rope = pack.hyvideo_lib.transformer.RopeSettings
+    assert torch.equal(sample(rope=rope())[0]["samples"], plain)
+    assert not torch.equal(sample(rope=rope(scale=(1.0, 0.5, 1.0)))[0]["samples"], plain)
+
+
+def test_cfg_in_one_pass_or_two_is_the_same_within_rounding(sample, plain, pack):
+    config = pack.hyvideo_lib.sampling.GuidanceConfig
+    one, two = (
+        sample(guidance_options=config(cfg_scale=3.0, batched=batched))[0]["samples"] for batched in (True, False)
+    )
+    assert (one - two).abs().max() <= 1e-4 * one.abs().max()
+    assert not torch.equal(one, plain)
+    assert torch.equal(sample(guidance_options=config())[0]["samples"], plain)
+
+
+def test_the_widget_decides_on_the_built_in_guidance(sample, pack):
+    config = pack.hyvideo_lib.sampling.GuidanceConfig(embedded=50.0)
+    assert torch.equal(sample(guidance=5.0, guidance_options=config)[0]["samples"], sample(guidance=5.0)[0]["samples"])
+
+
+def test_cfg_without_a_negative_prompt_is_refused(sample, embeds, errors, pack):
+    only = type(embeds)(embeds.positive, None, "video")
+    config = pack.hyvideo_lib.sampling.GuidanceConfig(cfg_scale=3.0)
+    with pytest.raises(errors.InvalidGuidance, match=r"negative prompt.*\[invalid_guidance\]$"):
+        sample(embeds=only, guidance_options=config)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"steps": 0}, "steps is 0, but must be at least 1."),
+        ({"guidance": -1.0}, "guidance is -1.0"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"shift": 0.0}, "shift is 0.0"),
+        ({"solver": "magic"}, "solver is 'magic', but must be one of: euler"),
+        ({"strength": 0.0}, "strength is 0.0"),
+        ({"strength": 1.5}, "strength is 1.5"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_the_run(pack, inputs, said):
+    assert said in validate(pack.nodes.sample.Sampler, **inputs)
+    name = next(iter(inputs))
+    others = dict.fromkeys(("steps", "guidance", "shift", "solver", "strength"))
+    assert said in validate(pack.nodes.sample.Sampler, **{**others, name: inputs[name]})
+
+
+def test_settings_over_wires_are_left_for_later(pack):
+    inputs = dict.fromkeys(("steps", "guidance", "shift", "solver", "strength", "seed"))
+    assert validate(pack.nodes.sample.Sampler, **inputs) is True
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code"),
+    [
+        ({"steps": 0}, "invalid_steps"),
+        ({"shift": 0.0}, "invalid_setting"),
+        ({"strength": 0.0}, "invalid_setting"),
+        ({"guidance": -1.0}, "invalid_guidance"),
+        ({"solver": "magic"}, "invalid_setting"),
+        ({"seed": 2**64}, "invalid_seed"),
+        ({"latents": {"samples": torch.zeros(1, 4, 2, 4, 4)}}, "invalid_setting"),
+        ({"latents": {"samples": torch.zeros(1, 16, 2, 5, 4)}}, "invalid_size"),
+    ],
+)
+def test_they_are_checked_again_in_the_run(sample, errors, inputs, code):
+    with pytest.raises(errors.BadInput, match=rf"\[{code}\]$"):
+        sample(**inputs)
+
+
+def test_text_of_another_model_is_refused(sample, embeds, errors, pack):
+    other = pack.hyvideo_lib.text.TextEmbeds(
+        torch.zeros(1, 2, 4096), torch.ones(1, 2).long(), torch.zeros(1, 768), (0,)
+    )
+    with pytest.raises(errors.InvalidSetting, match=r"4096 numbers a token and 768.*192 and 128.*\[invalid_setting\]$"):
+        sample(embeds=type(embeds)(other, None, "video"))
+
+
+def test_a_video_that_would_be_black_stops_at_its_step(sample, embeds, errors, pack):
+    broken = embeds.positive
+    broken = pack.hyvideo_lib.text.TextEmbeds(
+        broken.text_embeds, broken.text_mask, torch.full_like(broken.pooled_embeds, float("inf")), broken.tokens_cut
+    )
+    with pytest.raises(errors.NonFiniteOutput, match=r"^Step 1 of 3.*\[non_finite\]$"):
+        sample(embeds=type(embeds)(broken, None, "video"))
+
+
+# Progress, previews, cancelling, memory
+
+
+def test_every_step_moves_the_bar_and_the_text(sample, bars, texts):
+    sample()
+    assert bars.shown == [(1, 3), (2, 3), (3, 3)]
+    assert bars.nodes == {"7"}
+    shown = texts()
+    assert shown[0] == "sampling"
+    assert [text.split(",")[0] for text in shown[1:]] == ["sampling 1/3", "sampling 2/3", "sampling 3/3"]
+
+
+def test_previews_are_shown_where_the_user_wants_them(sample, bars, plain):
+    import latent_preview
+
+    sample()
+    assert bars.previews == []
+    latent_preview.has_previews = True
+    found = sample()[0]["samples"]
+    assert len(bars.previews) == 3
+    kind, picture, _ = bars.previews[-1]
+    assert (kind, picture.shape) == ("JPEG", (4, 4, 3))
+    assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_a_cancelled_run_leaves_no_trace(sample, plain, bars, mm, when):
+    """Cancelled before the first step, or between two, or in the middle of one; the next run is as a fresh one."""
+    if when:
+        bars.on_update = lambda value, total: mm.interrupt_current_processing() if value == when else None
+    else:
+        mm.interrupt_current_processing()
+    with pytest.raises(mm.InterruptProcessingException):
+        sample()
+    assert len(bars.shown) == when
+    bars.on_update = lambda value, total: None
+    assert torch.equal(sample()[0]["samples"], plain)
+
+
+def test_a_press_within_a_step_is_heard_at_the_next_block(sample, mm, model, monkeypatch):
+    calls = []
+    through = model.offloader.through
+
+    def press(blocks):
+        for block in through(blocks):
+            calls.append(block)
+            if len(calls) == 2:
+                mm.interrupt_current_processing()
+            yield block
+
+    monkeypatch.setattr(type(model.offloader), "through", lambda self, blocks: press(blocks))
+    with pytest.raises(mm.InterruptProcessingException):
+        sample()
+    assert len(calls) <= 3
+
+
+def test_a_hook_that_cancels_by_itself_is_heard(sample, bars, mm, plain):
+    """ComfyUI's own hook raises while the bar is moved."""
+
+    def stop(value, total):
+        raise mm.InterruptProcessingException
+
+    bars.on_update = stop
+    with pytest.raises(mm.InterruptProcessingException):
+        sample()
+    bars.on_update = lambda value, total: None
+    assert torch.equal(sample()[0]["samples"], plain)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), MemoryError("no room"), RuntimeError("other")])
+def test_other_peoples_errors_pass_untouched_and_leave_no_trace(sample, plain, model, error, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model.final_layer, "forward", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)) as caught:
+            sample()
+    assert caught.value is error
+    assert torch.equal(sample()[0]["samples"], plain)
+
+
+def test_another_seed_moves_no_weights(sample, model, mm, monkeypatch):
+    sample()
+    copied = []
+    part = type(model.offloader._fixed)
+    move = part.move
+    monkeypatch.setattr(part, "move", lambda self, device: (copied.append(self), move(self, device)))
+    sample(seed=5)
+    sample(seed=6, steps=1)
+    assert copied == []
+    assert mm.loaded_models() == [model.managed]
+
+
+def test_weights_leave_the_device_when_comfyui_asks_and_come_back(sample, plain, model, mm):
+    sample(steps=1)
+    assert model.managed.loaded_size() == model.managed.model_size()
+    mm.unload_all_models()
+    assert model.managed.loaded_size() == 0
+    assert model.managed.current_loaded_device() == torch.device("cpu")
+    assert torch.equal(sample()[0]["samples"], plain)
+
+
+@pytest.mark.parametrize("blocks", [(1, 3), (-1, 6), (99, 99), (0, 0)])
+def test_swapped_blocks_give_the_same_video_bit_for_bit(pack, sample, plain, blocks, empty):
+    swap = run(pack.nodes.options.BlockSwapNode, double_blocks=blocks[0], single_blocks=blocks[1])[0]
+    handle = run(pack.nodes.load.LoadTransformer, block_swap=swap)[0]
+    assert torch.equal(sample(model=handle)[0]["samples"], plain)
+    swapped = min(2, max(0, blocks[0])) + min(6, blocks[1])
+    assert handle.offloader.num_swapped == swapped
+    assert (handle.managed.loaded_size() < handle.managed.model_size()) == bool(swapped)
+
+
+def test_a_small_card_keeps_blocks_at_home_and_gives_the_same_video(sample, plain, model, mm):
+    mm.pretend(limit=model.managed.model_size() // 2 + 8 * 2**20)
+    assert torch.equal(sample()[0]["samples"], plain)
+    assert 0 < model.managed.loaded_size() < model.managed.model_size()
+    assert model.offloader.num_swapped > 0
