@@ -130,13 +130,13 @@ class Decode(io.ComfyNode):
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
         chosen = choose_tiles(vae, tiles, tile_size, tile_frames, (frames, height, width))
         load_vae_for(vae, (frames, height, width), chosen)
-        host.stage("decoding", 0)
         videos = [decode_one(vae, row, chosen, host) for row in samples.split(1)]
         return io.NodeOutput(videos[0] if len(videos) == 1 else torch.cat(videos))
 
 
 def decode_one(handle: VAEHandle, latents: Tensor, tiles: Tiles | None, host: comfy_host.ComfyHost) -> Tensor:
     """Frames [F, H, W, 3] in 0..1, float32, on the CPU, of latents [1, C, T, H, W]. Raises NonFiniteOutput."""
+    host.stage("decoding", 0)
     pixels = handle.vae.decode(latents.to(host.device), tiles, host)
     if not bool(torch.isfinite(pixels).all()):
         raise NonFiniteOutput(
