@@ -31,7 +31,7 @@ class Case:
         return f"{self.frames} x {self.size} x {self.size}, {tiled}"
 
 
-CASES = (Case(17, 128), Case(1, 512), Case(25, 136, Tiles(size=96, frames=16)))
+CASES = (Case(9, 96), Case(1, 256), Case(17, 72, Tiles(size=64, frames=16)))
 QUICK_CASES = (Case(5, 32), Case(17, 40, Tiles(size=32, frames=16)))
 QUICK_CONFIG = VAEConfig(block_channels=(8, 8, 16, 16), layers_per_block=1, norm_groups=4)
 

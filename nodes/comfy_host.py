@@ -33,6 +33,8 @@ def list_files(*kinds: str) -> list[str]:
     for kind in kinds:
         if kind in folder_paths.folder_names_and_paths:
             names |= dict.fromkeys(folder_paths.get_filename_list(kind))
+        else:
+            names |= dict.fromkeys(_files_in(*model_folders(kind)))
     return [name for name in names if name.lower().endswith(MODEL_SUFFIXES)]
 
 
@@ -41,21 +43,34 @@ def find_file(name: str, *kinds: str) -> Path | None:
     import folder_paths
 
     for kind in kinds:
-        if kind in folder_paths.folder_names_and_paths and (found := folder_paths.get_full_path(kind, name)):
+        if kind in folder_paths.folder_names_and_paths:
+            found = folder_paths.get_full_path(kind, name)
+        else:
+            found = next(
+                (path for root in model_folders(kind) if (path := inside(root, name)) and path.is_file()), None
+            )
+        if found:
             return Path(found)
     return None
 
 
-def candidates(name: str, *kinds: str) -> list[Path]:
-    """Where a file or folder of this name would be: inside ComfyUI's folders of these kinds, and nowhere else."""
+def _files_in(*folders: Path) -> list[str]:
+    """Names of all files beneath these folders, relative to each."""
+    return sorted(path.relative_to(root).as_posix() for root in folders for path in root.rglob("*") if path.is_file())
+
+
+def model_folders(kind: str) -> list[Path]:
+    """ComfyUI's folders for a kind of file; for a kind that nobody registered, the folder of that name among models."""
     import folder_paths
 
-    found = []
-    for kind in kinds:
-        for root in folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []:
-            if path := inside(Path(root), name):
-                found.append(path)
-    return found
+    if kind in folder_paths.folder_names_and_paths:
+        return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+    return [Path(folder_paths.models_dir) / kind]
+
+
+def candidates(name: str, *kinds: str) -> list[Path]:
+    """Where a file or folder of this name would be: inside ComfyUI's folders of these kinds, and nowhere else."""
+    return [path for kind in kinds for root in model_folders(kind) if (path := inside(root, name))]
 
 
 def inside(folder: Path, name: str) -> Path | None:
@@ -134,6 +149,12 @@ def load(*managed: Any, working_bytes: int) -> None:
     import comfy.model_management as mm
 
     mm.load_models_gpu(list(managed), memory_required=working_bytes)
+    for model in managed:
+        # A model that was there already is not made smaller by ComfyUI when a run needs more room than the last one.
+        missing = working_bytes - free_bytes(model.load_device)
+        if missing > 0 and model.load_device.type != "cpu":
+            freed = model.partially_unload(model.offload_device, missing)
+            logger.info("%d MiB of blocks stay in RAM to make room for the run", freed // 2**20)
 
 
 @cache
@@ -205,18 +226,21 @@ class ComfyHost:
         return self._device
 
     def stage(self, name: str, total: int) -> None:
-        from comfy.utils import ProgressBar
-
         self._title, self._total, self._done, self._started = name, total, 0, time.monotonic()
-        self._bar = ProgressBar(total, node_id=self._node_id) if total else None
+        self._bar = self._make_bar(total) if total else None
         self.say(name)
 
     def step(self, done: int, total: int) -> None:
-        if self._bar is None or total != self._total:
-            self.stage(self._title or "working", total)
+        if self._bar is None or total != self._total:  # a stage that did not know its length when it began
+            self._total, self._bar = total, self._make_bar(total)
         self._done = done
         self.say(describe_progress(self._title, done, total, time.monotonic() - self._started))
         self._bar.update_absolute(done, total)
+
+    def _make_bar(self, total: int) -> Any:
+        from comfy.utils import ProgressBar
+
+        return ProgressBar(total, node_id=self._node_id)
 
     def preview(self, latents: torch.Tensor) -> None:
         if self._previewer is None or self._bar is None:

@@ -7,13 +7,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..hyvideo_lib.buckets import BASES, closest_bucket
-from ..hyvideo_lib.errors import InvalidSetting
+from ..hyvideo_lib.errors import InvalidSetting, NonFiniteOutput
 from ..hyvideo_lib.geometry import check_frames, check_size, latent_shape
 from ..hyvideo_lib.vae import CausalVideoVAE
 from . import comfy_host
 from .decode import TILE_MODES, check_tiles, choose_tiles, load_vae_for, tile_inputs
 from .node import CATEGORY, check_inputs, names_its_errors
-from .sockets import HYV_VAE, VAEHandle
+from .sockets import HYV_VAE, VAEHandle, short_dtype
 
 LATENT_CHANNELS = 16
 MAX_SIDE, MAX_FRAMES, MAX_BATCH = 4096, 2049, 64
@@ -212,6 +212,11 @@ class EncodeVideo(io.ComfyNode):
         posterior = model.encode(pixels.to(host.device), chosen, host)
         generator = torch.Generator().manual_seed(seed)
         latents = posterior.sample(generator) if sampled else posterior.mean
+        if not bool(torch.isfinite(latents).all()):
+            raise NonFiniteOutput(
+                f"Encoding in {short_dtype(latents.dtype)} gave NaN or infinity. Set the VAE's dtype to float32. If it "
+                "is already, the VAE's file is damaged."
+            )
         return io.NodeOutput({"samples": latents.float().cpu()})
 
 

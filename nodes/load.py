@@ -238,8 +238,11 @@ class LoadTextEncoders(io.ComfyNode):
         return check_inputs(cls, known, check)
 
     @classmethod
-    def fingerprint_inputs(cls, llm: str, clip: str, **_: object) -> str:
-        return fingerprint(llm, assets.LLM, *TEXT_KINDS) + fingerprint(clip, assets.CLIP, *TEXT_KINDS)
+    def fingerprint_inputs(
+        cls, llm: str, clip: str, llm_tokenizer: str = FOUND, clip_tokenizer: str = FOUND, **_: object
+    ) -> str:
+        files = fingerprint(llm, assets.LLM, *TEXT_KINDS) + fingerprint(clip, assets.CLIP, *TEXT_KINDS)
+        return files + fingerprint_tokenizer(llm_tokenizer) + fingerprint_tokenizer(clip_tokenizer)
 
     @classmethod
     @names_its_errors
@@ -346,6 +349,15 @@ def fingerprint(name: str | None, demo_file: Path, *kinds: str) -> str:
     except (FileMissing, OSError):
         return "missing"
     return f"{stat.st_size}-{stat.st_mtime_ns};"
+
+
+def fingerprint_tokenizer(name: str | None) -> str:
+    """The same for a tokenizer that is named; one that is looked for goes with its encoder's file."""
+    try:
+        file = find_tokenizer(name) if isinstance(name, str) else None
+        return f"{file.stat().st_mtime_ns};" if file else ";"
+    except (FileMissing, OSError):
+        return "missing;"
 
 
 def describe_file(name: str) -> str:

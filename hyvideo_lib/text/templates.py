@@ -52,6 +52,9 @@ class PromptTemplate:
                 f"Write {SLOT} once, where the prompt belongs. The template is: {self.text!r}"
             )
 
+    def __repr__(self) -> str:
+        return f"PromptTemplate({len(self.text)} characters)"
+
     @property
     def prefix(self) -> str:
         """What stands before the prompt; its token states are cut off."""

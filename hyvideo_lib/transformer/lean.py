@@ -19,6 +19,10 @@ from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
 from .modulation import CHUNK_TOKENS, Condition, Spans, clip_spans, modulate
 from .ops import Linear
 
+MIN_CHUNK_TOKENS = 256
+"""Smaller pieces would leave the matrix multiplications too thin. A chunk's MLP is nine tokens wide per token, so an
+eighth of the video costs about as much as one token-wide buffer."""
+
 
 class Joint:
     """Query, key and value buffers [B, N, L, D] of the joint sequence, filled in chunks."""
@@ -48,9 +52,10 @@ class Joint:
 
 
 def chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """start..end in pieces of at most CHUNK_TOKENS."""
-    for low in range(start, end, CHUNK_TOKENS):
-        yield low, min(low + CHUNK_TOKENS, end)
+    """start..end in pieces of an eighth, but at least MIN_CHUNK_TOKENS and at most CHUNK_TOKENS."""
+    size = min(CHUNK_TOKENS, max(MIN_CHUNK_TOKENS, (end - start) // 8))
+    for low in range(start, end, size):
+        yield low, min(low + size, end)
 
 
 def modulated(x: Tensor, spans: Spans, shift: int, scale: int) -> Tensor:

@@ -236,7 +236,6 @@ def test_a_stage_has_one_bar(host_module, bars, texts):
         "sampling 1/2",
         "sampling 2/2",
         "decoding",
-        "decoding",
         "decoding 1/4",
     ]
 

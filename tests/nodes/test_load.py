@@ -65,9 +65,10 @@ def test_files_of_the_right_folders_are_offered_and_pickles_never(load, models):
     assert load.list_choices("text_encoders", "clip", "LLM") == ["c.safetensors", "d.safetensors", load.DEMO]
 
 
-def test_the_folder_of_older_packs_is_looked_into_where_it_is_known(load, folder, assets):
+def test_the_folder_of_older_packs_is_looked_into_known_or_not(load, folder, assets):
     (folder("models/LLM") / "l.safetensors").symlink_to(assets.LLM)
-    assert load.list_choices(*load.TEXT_KINDS) == [load.DEMO]
+    assert load.list_choices(*load.TEXT_KINDS) == ["l.safetensors", load.DEMO]
+    assert validate(load.LoadTextEncoders, llm="l.safetensors") is True
     sys.modules["folder_paths"].add_model_folder_path("LLM", str(folder("models/LLM")))
     assert load.list_choices(*load.TEXT_KINDS) == ["l.safetensors", load.DEMO]
     assert validate(load.LoadTextEncoders, llm="l.safetensors") is True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 supported_pt_extensions = {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"}
 folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {}
-output_directory = input_directory = ""
+output_directory = input_directory = models_dir = ""
 
 
 def map_legacy(folder_name: str) -> str:
@@ -76,9 +76,10 @@ def get_save_image_path(
 
 def set_base(base: str | os.PathLike[str]) -> None:
     """Put all folders under this one, and forget the kinds that others added. Makes no folder."""
-    global output_directory, input_directory
+    global output_directory, input_directory, models_dir
     models = Path(base, "models")
     output_directory, input_directory = str(Path(base, "output")), str(Path(base, "input"))
+    models_dir = str(Path(base, "models"))
     folder_names_and_paths.clear()
     for kind, names in {
         "diffusion_models": ("unet", "diffusion_models"),
