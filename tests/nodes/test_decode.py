@@ -122,7 +122,7 @@ def test_the_time_left_is_that_of_one_video(decode, bars, texts):
     """Each video of a batch has a bar of its own, so that seconds per tile start anew."""
     decode({"samples": torch.zeros(2, 16, 1, 2, 2)})
     assert bars.shown == [(1, 1), (1, 1)]
-    assert [text.split(",")[0] for text in texts()].count("decoding") == 2  # announced, and with its bar, for each
+    assert [text.split(",")[0] for text in texts()].count("decoding") == 2
 
 
 def test_cancelling_stops_at_the_next_tile(decode, latents, bars, mm):
