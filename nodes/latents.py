@@ -176,7 +176,12 @@ class EncodeVideo(io.ComfyNode):
                     "posterior with the seed.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, tooltip="Of the draw; without effect when taking the mean."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of the draw; without effect when taking the mean.",
                 ),
             ],
             outputs=[io.Latent.Output("latents", display_name="latents", tooltip="For the sampler.")],

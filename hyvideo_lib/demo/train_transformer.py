@@ -27,7 +27,7 @@ from .world import PARTIAL_SENTENCES, SEEN, draw_clips, prompt_variants
 log = logging.getLogger(__name__)
 
 STEPS = 3200
-DISTILL_STEPS = 400
+DISTILL_STEPS = 300
 BATCH = 32
 NUM_CLIPS = 8064
 EMPTY_SHARE = 0.1

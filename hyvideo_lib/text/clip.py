@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidSetting, UnsupportedFile
-from .weights import assign_weights
+from .weights import assign_weights, importing_transformers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,7 +61,8 @@ class ClipEncoderConfig:
 
 def build_clip(config: ClipEncoderConfig, device: str | torch.device = "meta") -> CLIPTextModel:
     """A `CLIPTextModel` of these sizes, in evaluation mode. Its names are the installed transformers' own."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    with importing_transformers():
+        from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device(device):
         model = CLIPTextModel(

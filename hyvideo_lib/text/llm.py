@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import InvalidSetting, UnsupportedFile
 from .templates import TEMPLATES, PromptTemplate
 from .tokens import PromptTokens, tokenize_prompt
-from .weights import assign_weights
+from .weights import assign_weights, importing_transformers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -103,7 +103,8 @@ def build_llama(config: LlamaEncoderConfig, device: str | torch.device = "meta")
     Its state dict has the bare names: embed_tokens.weight, layers.{0..num_built_layers - 1}.*, and norm.weight only
     where the config asks for a norm. It holds no buffers.
     """
-    from transformers import LlamaConfig, LlamaModel
+    with importing_transformers():
+        from transformers import LlamaConfig, LlamaModel
 
     with torch.device(device):
         model = LlamaModel(

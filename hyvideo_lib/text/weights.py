@@ -1,14 +1,32 @@
-"""Filling a text encoder's layers from a state dict: strict, without a copy, and with a readable complaint."""
+"""Layers from transformers, and filling them from a state dict: strict, without a copy, with readable complaints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ..errors import UnsupportedFile
+from ..errors import MissingPackage, UnsupportedFile
 
 _SHOWN = 4
+
+
+@contextmanager
+def importing_transformers() -> Iterator[None]:
+    """Say what to do where the import within fails: transformers loads other packages, which may be missing or broken.
+
+    Raises MissingPackage.
+    """
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MissingPackage(
+            f"The text encoders' layers come from the package transformers, which could not be loaded: {reason}. "
+            "Install or repair what that names (often torchaudio or torchvision of another build than torch); for "
+            "transformers itself: pip install -U transformers"
+        ) from error
 
 
 def assign_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
