@@ -19,7 +19,7 @@ from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
 from .modulation import CHUNK_TOKENS, Condition, Spans, clip_spans, modulate
 from .ops import Linear
 
-MIN_CHUNK_TOKENS = 256
+MIN_CHUNK_TOKENS = 512
 """Smaller pieces would leave the matrix multiplications too thin. A chunk's MLP is nine tokens wide per token, so an
 eighth of the video costs about as much as one token-wide buffer."""
 
