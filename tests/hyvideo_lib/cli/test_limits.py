@@ -15,7 +15,9 @@ SIZE = ["--width", 64, "--height", 64, "--frames", 17, "--steps", 1, "--seed", 1
 
 
 def limited(name: str, number: int) -> str:
-    return f"import resource; resource.setrlimit(resource.{name}, ({number}, {number}))"
+    """Python that limits the process it runs in, to one thread as well: on some processors two round otherwise."""
+    limit = f"resource.setrlimit(resource.{name}, ({number}, {number}))"
+    return f"import resource, torch; torch.set_num_threads(1); {limit}"
 
 
 def run(start_process, words: list[object], before: str = "pass") -> tuple[int, dict]:
