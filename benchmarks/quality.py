@@ -36,8 +36,9 @@ from hyvideo_lib.transformer import HunyuanVideoTransformer
 from hyvideo_lib.vae import CausalVideoVAE, Tiles
 
 ATTRIBUTES = ("color", "shape", "motion", "background")
-DEMO_TILES = Tiles(size=32, frames=16)
-"""The smallest tiles there are with a quarter shared: 64 x 64 x 17 takes nine of them in space and two in time."""
+DEMO_TILES = Tiles(size=32, frames=16, overlap=0.5)
+"""Half the picture's side, and half of that shared: 64 x 64 x 17 takes sixteen of them in space. With a quarter shared,
+as the reference has it for tiles of 256 pixels, blends are one latent wide here."""
 
 
 class Studio:

@@ -55,7 +55,7 @@ class Refused(Exception):  # noqa: N818
 class Server:
     """One ComfyUI process in a base folder of its own."""
 
-    def __init__(self, base: Path, install: str = "copy", folder: str = "hyvideo-under test", *options: str) -> None:
+    def __init__(self, base: Path, install: str = "copy", folder: str = "hyvideo-under-test", *options: str) -> None:
         self.base = base
         self.pack = base / "custom_nodes" / folder
         self.log_file = base / "server.log"

@@ -65,9 +65,9 @@ def test_templates_help_and_translations_are_served(server):
     templates = server.get("/workflow_templates")[server.pack.name]
     assert set(templates) == {path.stem for path in (PACK / "workflows").glob("*.json")}
     for name in templates:
-        assert server.get(f"/api/workflow_templates/{server.pack.name.replace(' ', '%20')}/{name}.json")["nodes"]
+        assert server.get(f"/api/workflow_templates/{server.pack.name}/{name}.json")["nodes"]
     assert "HyvSampler" in server.get("/i18n")["zh"]["nodeDefs"]
-    assert b"HyvSampler" in server.get(f"/extensions/{server.pack.name.replace(' ', '%20')}/docs/HyvSampler.md") or True
+    assert b"HyvSampler" in server.get(f"/extensions/{server.pack.name}/docs/HyvSampler.md")
 
 
 # Running
@@ -224,7 +224,7 @@ def test_an_error_in_the_run_says_what_to_do_and_hides_paths(server, client):
     prompt["wrong"] = node("EmptyLatentImage", width=64, height=64, batch_size=1)
     outcome = client.run(prompt)
     assert outcome.status == "error"
-    assert "must be [B, 16, T, H, W]" in outcome.error["exception_message"]
+    assert "must be [videos, 16, frames, height, width]" in outcome.error["exception_message"]
     assert "[invalid_setting]" in outcome.error["exception_message"]
     shown = json.dumps(outcome.error["current_inputs"])
     assert "HYV_MODEL(" in shown
