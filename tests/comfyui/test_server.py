@@ -67,7 +67,7 @@ def test_templates_help_and_translations_are_served(server):
     for name in templates:
         assert server.get(f"/api/workflow_templates/{server.pack.name}/{name}.json")["nodes"]
     assert "HyvSampler" in server.get("/i18n")["zh"]["nodeDefs"]
-    assert b"HyvSampler" in server.get(f"/extensions/{server.pack.name}/docs/HyvSampler.md")
+    assert b"HunyuanVideo Sampler" in server.get(f"/extensions/{server.pack.name}/docs/HyvSampler.md")
 
 
 # Running
