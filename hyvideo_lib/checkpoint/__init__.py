@@ -1,6 +1,7 @@
 """Files to models: what a file is, told from its header, and modules whose weights are the mapped file."""
 
-from .build import load_text_encoder, load_transformer, load_vae
+from .build import load_transformer, load_vae
+from .build_text import load_text_encoder
 from .detect import FileReport, TensorGroup, inspect_file
 from .read import Header, TensorInfo, map_tensors, read_header
 

@@ -1,4 +1,4 @@
-"""Models from files: recognised by the header, built without storage, then given the mapped tensors.
+"""The transformer and the VAE from files: recognised by the header, built without storage, then given mapped tensors.
 
 Nothing is copied that need not be. A tensor that keeps its dtype stays a view of the file; one that must be cast is
 cast by itself, so that no second copy of a model ever exists. All parameters are frozen.
@@ -7,41 +7,28 @@ cast by itself, so that no second copy of a model ever exists. All parameters ar
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import FileMissing, InvalidSetting, UnsupportedFile, WrongKind
+from ..errors import InvalidSetting, UnsupportedFile, WrongKind
 from ..quant import FP8_DTYPES, cast_fp8, dequantize_fp8, is_kept_in_plain_fp8
 from ..quant.linear import use_scales
-from ..text import (
-    ClipEncoderConfig,
-    ClipTextEncoder,
-    LlamaEncoderConfig,
-    LlamaTextEncoder,
-    build_llama3_tokenizer,
-    load_tokenizer,
-)
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
 from ..vae import CausalVideoVAE, VAEConfig
 from .blueprint import build_meta_transformer, build_meta_vae
 from .detect import Findings, examine
-from .read import Header, map_tensors, read_header
+from .read import map_tensors, read_header
 from .variants import KIND_NAMES, SCALE_SUFFIX
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 PathLike = str | Path
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, *FP8_DTYPES)
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LLAMA3_VOCAB_SIZE = 128320
 
 
 def load_transformer(
@@ -58,9 +45,9 @@ def load_transformer(
     in, cast on use. config: sizes, where the file cannot tell them.
     Raises FileMissing, FileTruncated, FileUnreadable, WrongKind, UnsupportedFile, InvalidSetting.
     """
-    _check_dtype("storage_dtype", storage_dtype, STORAGE_DTYPES)
-    _check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
-    findings = _recognise(path, ("transformer",), config)
+    check_dtype("storage_dtype", storage_dtype, STORAGE_DTYPES)
+    check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
+    findings = recognise(path, ("transformer",), config)
     model = build_meta_transformer(findings.config, compute_dtype)
     stored = _store_all(map_tensors(findings.header), storage_dtype)
     use_scales(model, (name.removesuffix(SCALE_SUFFIX) for name in stored if name.endswith(SCALE_SUFFIX)))
@@ -80,44 +67,16 @@ def load_vae(
     Its weights are small beside its activations, so they rest in what they are multiplied in; storage_dtype may only
     repeat that. Raises as `load_transformer`.
     """
-    _check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
-    _check_dtype("storage_dtype of a VAE", storage_dtype, (compute_dtype,))
-    findings = _recognise(path, ("vae",), config)
+    check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
+    check_dtype("storage_dtype of a VAE", storage_dtype, (compute_dtype,))
+    findings = recognise(path, ("vae",), config)
     vae = build_meta_vae(findings.config)
     tensors = map_tensors(findings.header)
     vae.load_state_dict({name: tensors[name].to(compute_dtype) for name in vae.state_dict()}, strict=True, assign=True)
     return vae.requires_grad_(False).eval().to(device)
 
 
-def load_text_encoder(
-    path: PathLike,
-    tokenizer: Tokenizer | PathLike | None = None,
-    storage_dtype: torch.dtype | None = None,
-    compute_dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    config: LlamaEncoderConfig | ClipEncoderConfig | None = None,
-) -> LlamaTextEncoder | ClipTextEncoder:
-    """A Llama or CLIP text encoder, whichever the file holds, with its tokenizer.
-
-    tokenizer: one that is loaded, or a tokenizer.json, or a folder with one. None looks beside the file for
-    `<stem>.tokenizer.json`, then `tokenizer.json`; for Llama-3 it is otherwise built from the package llama-models.
-    compute_dtype: None takes what most of the file is stored in (bfloat16 if that is fp8); then nothing is copied.
-    storage_dtype may only repeat it. Raises as `load_transformer`, and MissingPackage.
-    """
-    findings = _recognise(path, ("llama", "clip"), config)
-    compute_dtype = compute_dtype or _main_dtype(findings.header)
-    _check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
-    _check_dtype("storage_dtype of a text encoder", storage_dtype, (compute_dtype,))
-    found_tokenizer = _find_tokenizer(findings, tokenizer)
-    encoder_class: Callable[..., LlamaTextEncoder | ClipTextEncoder]
-    encoder_class = LlamaTextEncoder if findings.kind == "llama" else ClipTextEncoder
-    encoder = encoder_class(findings.config, found_tokenizer)
-    tensors = map_tensors(findings.header)
-    encoder.load_weights({name: tensors[name].to(compute_dtype) for name in encoder.weight_names()})
-    return encoder.eval().to(device)
-
-
-def _recognise(path: PathLike, kinds: tuple[str, ...], config: Any) -> Findings:
+def recognise(path: PathLike, kinds: tuple[str, ...], config: Any) -> Findings:
     """Findings on a file that can be loaded as one of `kinds`; otherwise says what it is instead."""
     findings = examine(read_header(path), config)
     name = Path(path).name
@@ -160,34 +119,7 @@ def _is_stored_in(dtype: torch.dtype, name: str, tensor: Tensor) -> bool:
     return not is_kept_in_plain_fp8(name) if dtype in FP8_DTYPES else tensor.ndim > 1
 
 
-def _main_dtype(header: Header) -> torch.dtype:
-    """The 16- or 32-bit dtype of most parameters, bfloat16 where they are smaller."""
-    counts = Counter[str]()
-    for info in header.tensors.values():
-        counts[info.dtype] += info.numel
-    dtype: torch.dtype = getattr(torch, counts.most_common(1)[0][0])
-    return dtype if dtype in COMPUTE_DTYPES else torch.bfloat16
-
-
-def _find_tokenizer(findings: Findings, tokenizer: Tokenizer | PathLike | None) -> Tokenizer:
-    if isinstance(tokenizer, str | Path):
-        return load_tokenizer(tokenizer)
-    if tokenizer is not None:
-        return tokenizer
-    file = findings.header.path
-    candidates = (file.with_name(f"{file.stem}.tokenizer.json"), file.with_name("tokenizer.json"))
-    for candidate in candidates:
-        if candidate.is_file():
-            return load_tokenizer(candidate)
-    if findings.kind == "llama" and findings.config.vocab_size == LLAMA3_VOCAB_SIZE:
-        return build_llama3_tokenizer()
-    raise FileMissing(
-        f"{file.name} has no tokenizer beside it (looked for {' and '.join(path.name for path in candidates)}). "
-        "Put the tokenizer.json of the same model there, or name it."
-    )
-
-
-def _check_dtype(name: str, dtype: torch.dtype | None, accepted: tuple[torch.dtype, ...]) -> None:
+def check_dtype(name: str, dtype: torch.dtype | None, accepted: tuple[torch.dtype, ...]) -> None:
     if dtype is not None and dtype not in accepted:
         names = ", ".join(str(entry).removeprefix("torch.") for entry in accepted)
         raise InvalidSetting(f"{name} is {str(dtype).removeprefix('torch.')}, but must be one of {names}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..transformer.ops import Linear
@@ -24,9 +23,8 @@ class ScaledFp8Linear(Linear):
         super().__init__(in_features, out_features, bias)
         self.register_buffer("fp8_scale", torch.ones(1))
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        bias = None if self.bias is None else self.bias[rows].to(x.dtype)
-        return F.linear(x, dequantize_fp8(self.weight[rows], self.fp8_scale, x.dtype), bias)
+    def dense_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
+        return dequantize_fp8(self.weight[rows], self.fp8_scale, dtype)
 
 
 def use_scales(model: nn.Module, layers: Iterable[str]) -> None:

@@ -7,8 +7,10 @@ by definition. A weight already in the right dtype is used as it lies, without a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,16 +25,37 @@ class Ops(Protocol):
     def Conv3d(self) -> type[nn.Conv3d]: ...  # noqa: N802
 
 
+Adapter = Callable[[Tensor, slice], Tensor]
+"""What a LoRA adds to a layer: of the layer's input and the wanted output features, a term of the output's shape."""
+
+
 class Linear(nn.Linear):
-    """nn.Linear whose weight is cast on use. `rows` computes only those output features."""
+    """nn.Linear whose weight is cast on use. `rows` computes only those output features.
+
+    adapters: their terms are added to the output in order; the weight itself is never changed.
+    """
+
+    adapters: tuple[Adapter, ...] = ()
+
+    def dense_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
+        """The weight that is multiplied with, [rows, in_features] in `dtype`. Storage schemes say here what it is."""
+        return self.weight[rows].to(dtype)
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         bias = None if self.bias is None else self.bias[rows].to(x.dtype)
-        return F.linear(x, self.weight[rows].to(x.dtype), bias)
+        y = F.linear(x, self.dense_weight(x.dtype, rows), bias)
+        for adapter in self.adapters:
+            y = y + adapter(x, rows)
+        return y
 
 
 class Conv3d(nn.Conv3d):
-    """nn.Conv3d whose weight is cast on use."""
+    """nn.Conv3d whose weight is cast on use. adapters: as Linear's, of all output channels."""
+
+    adapters: tuple[Adapter, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        y = self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        for adapter in self.adapters:
+            y = y + adapter(x, slice(None))
+        return y
