@@ -11,6 +11,7 @@ from .latents import check_latents, load_latents, save_latents
 from .precision import COMPUTE_DTYPES, DTYPES, Precision
 from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
+from .sampler import SampleRun
 from .stages import Notice, PixelStage, SampleStage, Texts, TextStage
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "PixelStage",
     "Precision",
     "Result",
+    "SampleRun",
     "SampleStage",
     "TextStage",
     "Texts",

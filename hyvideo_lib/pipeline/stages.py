@@ -13,15 +13,15 @@ from torch import Tensor
 from ..checkpoint import load_text_encoder, load_transformer, load_vae
 from ..errors import NonFiniteOutput, WrongKind
 from ..host import Host
-from ..sampling import denoise, draw_noise, make_sigmas, make_velocity_fn, mix_noise, truncate_sigmas
+from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
-from ..transformer import HunyuanVideoTransformer, RopeSettings, TransformerConfig
 from ..vae import CausalVideoVAE, Tiles
 from ..video import frames_from_pixels, pixels_from_frames
 from .clock import Clock
 from .files import Files, vae_scaling
 from .precision import Precision
 from .request import GenerateRequest
+from .sampler import SampleRun
 
 
 @dataclass(frozen=True)
@@ -99,19 +99,22 @@ class SampleStage:
         """
         with clock.stage("sample"):
             sigmas = make_sigmas(request.steps, request.shift)
-            latents = draw_noise((self._model.config.out_channels, *request.latent_shape), [seed])
-            if start is not None:
+            if start is None:
+                start = torch.zeros(1, self._model.config.out_channels, *request.latent_shape)
+            else:
                 sigmas = truncate_sigmas(sigmas, request.strength)
-                latents = mix_noise(start.float() * self._scaling, latents, float(sigmas[0]))
-            velocity_fn = make_velocity_fn(
-                _BoundTransformer(self._model, request.rope, self._host),
+            run = SampleRun(
+                self._model,
                 texts.positive,
                 texts.negative,
-                sigmas=sigmas,
-                config=request.guidance,
+                sigmas,
+                self._scaling,
+                self._host,
+                request.solver,
+                request.guidance,
+                request.rope,
             )
-            latents = denoise(velocity_fn, latents.to(self._host.device), sigmas, request.solver, self._host)
-            return latents.cpu() / self._scaling
+            return run.make(start, seed)
 
     def close(self) -> None:
         del self._model
@@ -153,42 +156,6 @@ class PixelStage:
     def close(self) -> None:
         del self._vae
         free_memory(self._host.device)
-
-
-@dataclass(frozen=True)
-class _BoundTransformer:
-    """A transformer with its rope settings and its host: what the guidance calls."""
-
-    model: HunyuanVideoTransformer
-    rope: RopeSettings
-    host: Host
-
-    @property
-    def config(self) -> TransformerConfig:
-        return self.model.config
-
-    def __call__(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        text_embeds: Tensor,
-        text_mask: Tensor,
-        pooled_embeds: Tensor,
-        guidance: float | None = None,
-        clean_first_frame: bool = False,
-    ) -> Tensor:
-        velocity: Tensor = self.model(
-            latents,
-            timesteps,
-            text_embeds,
-            text_mask,
-            pooled_embeds,
-            guidance=guidance,
-            clean_first_frame=clean_first_frame,
-            rope=self.rope,
-            host=self.host,
-        )
-        return velocity
 
 
 def _prompt_cut(cut: int) -> Notice:

@@ -1,0 +1,94 @@
+"""One run of the sampler: what is the same for all its videos, and the making of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..geometry import align_up
+from ..host import Host
+from ..memory.estimate import transformer_bytes
+from ..sampling import GuidanceConfig, Kept, denoise, draw_noise, make_velocity_fn, mix_noise
+from ..text import TextEmbeds
+from ..transformer import HunyuanVideoTransformer, RopeSettings, TransformerConfig
+from ..transformer.model import BlockSource
+
+
+@dataclass(frozen=True, eq=False)
+class SampleRun:
+    """The transformer with everything that one run fixes. Latents go in and come out unscaled, on the CPU.
+
+    positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
+    scaling: what the VAE's latents are multiplied by for the transformer. source: None if all blocks are in place.
+    """
+
+    model: HunyuanVideoTransformer
+    positive: TextEmbeds
+    negative: TextEmbeds | None
+    sigmas: Tensor
+    scaling: float
+    host: Host
+    solver: str = "euler"
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    rope: RopeSettings = field(default_factory=RopeSettings)
+    source: BlockSource | None = None
+
+    @property
+    def config(self) -> TransformerConfig:
+        return self.model.config
+
+    def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
+        """What one forward needs beside the weights, for latents of (T, H, W)."""
+        sides = zip(latent_shape, self.config.patch_size, strict=True)
+        tokens = self.positive.text_embeds.shape[1]
+        image = 1
+        for side, patch in sides:
+            image *= align_up(side, patch) // patch
+        return transformer_bytes(
+            self.config.hidden_size,
+            self.config.mlp_ratio,
+            image + tokens,
+            self.model.compute_dtype.itemsize,
+            batch=2 if self.guidance.uses_cfg and self.guidance.batched else 1,
+        )
+
+    def make(self, start: Tensor, seed: int, mask: Tensor | None = None) -> Tensor:
+        """The latents of one video, [1, C, T, H, W], float32.
+
+        start: [1, C, T, H, W], what to begin with where sigmas[0] is below 1; otherwise only its shape and, with a
+        mask, its kept part count. mask: [1, 1, T or 1, H, W] in 0..1, 1 where things are made anew; None: everywhere.
+        Raises NonFiniteOutput, InvalidSetting, OutOfMemory, and what the host raises when the user cancels.
+        """
+        noise = draw_noise(start.shape[1:], [seed])
+        clean = start.float().cpu() * self.scaling
+        latents = mix_noise(clean, noise, float(self.sigmas[0]))
+        velocity_fn = make_velocity_fn(self, self.positive, self.negative, sigmas=self.sigmas, config=self.guidance)
+        kept = None if mask is None else Kept(clean, noise, mask)
+        made = denoise(velocity_fn, latents.to(self.host.device), self.sigmas, self.solver, self.host, kept=kept)
+        return made.cpu() / self.scaling
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        text_mask: Tensor,
+        pooled_embeds: Tensor,
+        guidance: float | None = None,
+        clean_first_frame: bool = False,
+    ) -> Tensor:
+        """The transformer, as the guidance calls it."""
+        velocity: Tensor = self.model(
+            latents,
+            timesteps,
+            text_embeds,
+            text_mask,
+            pooled_embeds,
+            guidance=guidance,
+            clean_first_frame=clean_first_frame,
+            rope=self.rope,
+            host=self.host,
+            source=self.source,
+        )
+        return velocity
