@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import load_text_encoder, load_transformer, load_vae
-from ..errors import NonFiniteOutput, WrongKind
+from ..errors import WrongKind
+from ..finite import check_finite
 from ..host import Host
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles
-from ..video import frames_from_pixels, pixels_from_frames
+from ..video import frames_from_pixels, pixels_from_frames, warn_if_flat
 from .clock import Clock
 from .files import Files, vae_scaling
 from .precision import Precision
@@ -137,21 +138,24 @@ class PixelStage:
 
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
+        check_finite(latents, "latents", "The latents to decode")
         with clock.stage("decode"):
             pixels = self._vae.decode(latents.to(self._host.device), tiles, self._host)
-            if not bool(torch.isfinite(pixels).all()):
-                raise NonFiniteOutput(
-                    f"Decoding in {str(pixels.dtype).removeprefix('torch.')} gave NaN or infinity; the video would "
-                    "have black frames. Decode in float32 (--vae-dtype float32). If it does already, the VAE's file "
-                    "is damaged."
-                )
-            return frames_from_pixels(pixels[0])
+            check_finite(pixels, "decode", "The decoded pixels")
+            frames = frames_from_pixels(pixels[0])
+        warn_if_flat(frames)
+        return frames
 
     def encode(self, frames: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
-        """Unscaled latents [1, C, T, H, W], float32, on the CPU (the posterior's mean) of bytes [F, H, W, 3]."""
+        """Unscaled latents [1, C, T, H, W], float32, on the CPU (the posterior's mean) of bytes [F, H, W, 3].
+
+        Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
+        """
         with clock.stage("encode_video"):
             pixels = pixels_from_frames(frames)[None]
-            return self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
+            latents = self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
+        check_finite(latents, "encode", "The encoded latents")
+        return latents
 
     def close(self) -> None:
         del self._vae

@@ -1,5 +1,5 @@
 """The sampling loop: from noisy latents along a list of noise levels to clean ones, with progress, previews,
-interruption, and a check on every step that the numbers are still numbers.
+interruption, and a watch over every step that the numbers are still numbers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..errors import InvalidSetting, NonFiniteOutput
+from ..errors import InvalidSetting
+from ..finite import FiniteWatch
 from ..host import HeadlessHost, Host
 from .solvers import VelocityFn, find_solver
 
@@ -78,7 +79,7 @@ def denoise(
     if clean_first is not None:
         clean_first = check_first_frame(clean_first.to(latents), latents)
         velocity_fn = hold_first_frame(velocity_fn)
-    model = _ObservedModel(velocity_fn, host)
+    model, watch = _ObservedModel(velocity_fn, host), FiniteWatch(steps)
 
     host.stage("sampling", steps)
     if kept is not None:
@@ -90,7 +91,7 @@ def denoise(
         if kept is not None:
             latents = kept.put_back(latents, sigma_next)
         latents = replace_first_frame(latents, clean_first)
-        _check_finite(latents, f"Step {i + 1} of {steps} (sigma {sigma:.4g})")
+        watch.look(latents, i + 1, sigma)
         host.step(i + 1, steps)
         host.preview(model.estimate())
     return latents
@@ -158,15 +159,3 @@ class _ObservedModel:
         assert self._last is not None
         latents, sigma, velocity = self._last
         return (latents - sigma * velocity).float()
-
-
-def _check_finite(latents: Tensor, where: str) -> None:
-    """A run that went to NaN would decode to a black video without any error; stop it where it happened."""
-    finite = torch.isfinite(latents).flatten(1).all(dim=1)  # [B]
-    if not bool(finite.all()):
-        broken = [i + 1 for i, ok in enumerate(finite.tolist()) if not ok]
-        raise NonFiniteOutput(
-            f"{where} gave NaN or infinity in video {', '.join(map(str, broken))} of {len(latents)}; the result would "
-            "be black. float16 overflows in this model: compute in bfloat16 or float32. If it does already, a weight "
-            "file or a LoRA is damaged or does not belong to this model."
-        )

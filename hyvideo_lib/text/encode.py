@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import EmptyPrompt
+from ..finite import check_finite
 from .clip import ClipTextEncoder
 from .llm import LlamaTextEncoder
 from .templates import TEMPLATES, PromptTemplate
@@ -101,7 +102,7 @@ def encode_prompt(
 
     The template is for the language model; CLIP reads the bare prompt. max_length: tokens after the template's opening.
     Each part stays on its encoder's device and in its dtype. Asks `host` for interruption before either encoder.
-    Raises EmptyPrompt for no prompt at all, InvalidTemplate, InvalidSetting, UnsupportedFile.
+    Raises EmptyPrompt for no prompt at all, InvalidTemplate, InvalidSetting, UnsupportedFile, NonFiniteOutput.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
@@ -120,6 +121,8 @@ def encode_prompt(
         text_embeds, text_mask = llm.encode(tokens)
         _check_interrupt(host)
         pooled_embeds = clip.encode(prompts)
+    check_finite(text_embeds, "text", "The language model's text_embeds")
+    check_finite(pooled_embeds, "text", "CLIP's pooled_embeds")
     return TextEmbeds(text_embeds, text_mask, pooled_embeds, tuple(item.tokens_cut for item in tokens))
 
 

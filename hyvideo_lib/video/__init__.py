@@ -1,5 +1,6 @@
 """Video files: pixels to mp4 and back, with the settings that made them inside. imageio-ffmpeg brings the ffmpeg."""
 
+from .flat import warn_if_flat
 from .frames import frames_from_pixels, pixels_from_frames
 from .read import probe_size, read_frames
 from .settings import is_mp4, read_settings
@@ -12,5 +13,6 @@ __all__ = [
     "probe_size",
     "read_frames",
     "read_settings",
+    "warn_if_flat",
     "write_video",
 ]

@@ -15,13 +15,14 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hyvideo_lib"
-GROUND = {"errors", "host", "geometry"}
+GROUND = {"errors", "host", "geometry", "finite"}
 MODELS = {"transformer", "vae", "text"}
 LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "memory", "quant", "sampling", "checkpoint", "video"}
 MAY_IMPORT = {
     "errors": set(),
     "host": {"errors"},
     "geometry": {"errors"},
+    "finite": {"errors"},
     "buckets": {"errors"},
     "atomic": {"errors"},
     "attention": {"errors", "host"},
