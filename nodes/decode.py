@@ -30,9 +30,8 @@ def tile_inputs() -> list[Any]:
             options=list(TILE_MODES),
             default=TILE_MODES[0],
             tooltip="How the video is cut to save memory. reference: 256 pixels and 64 frames, as in Tencent's code. "
-            "fit: "
-            "the largest pieces that fit, closest to uncut. custom: the two numbers below. none: in one piece, best "
-            "and by far the most memory.",
+            "fit: the largest pieces that fit, closest to uncut. custom: the two numbers below. none: in one piece, "
+            "best and by far the most memory.",
         ),
         io.Int.Input(
             "tile_size",
@@ -140,8 +139,8 @@ def decode_one(handle: VAEHandle, latents: Tensor, tiles: Tiles | None, host: co
     pixels = handle.vae.decode(latents.to(host.device), tiles, host)
     if not bool(torch.isfinite(pixels).all()):
         raise NonFiniteOutput(
-            f"Decoding in {short_dtype(pixels.dtype)} gave NaN or infinity; the video would have black frames. "
-            "Set the VAE's dtype to float32. If it is already, the VAE's file or the latents are damaged."
+            f"Decoding in {short_dtype(pixels.dtype)} gave NaN or infinity; the video would have black frames. Set the "
+            "VAE's dtype to float32. If it is already, the VAE's file or the latents are damaged."
         )
     return (pixels[0].float().cpu() / 2 + 0.5).clamp_(0, 1).permute(1, 2, 3, 0).contiguous()
 
@@ -154,8 +153,7 @@ def check_samples(latents: dict[str, Any], channels: int) -> Tensor:
     if samples.ndim != 5 or samples.shape[1] != channels or 0 in samples.shape:
         raise InvalidSetting(
             f"The latents are {list(latents['samples'].shape)}, but must be [videos, {channels}, frames, height, "
-            "width]. "
-            "They were made for another model. Take HunyuanVideo Empty Latents or Encode Video."
+            "width]. They were made for another model. Take HunyuanVideo Empty Latents or Encode Video."
         )
     return samples
 

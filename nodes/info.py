@@ -48,6 +48,11 @@ class ModelInfo(io.ComfyNode):
         return check_inputs(cls, {"file": file})
 
     @classmethod
+    def fingerprint_inputs(cls, **_: object) -> float:
+        """Never equal to itself: a file may have changed, a model moved, and looking costs nothing."""
+        return float("nan")
+
+    @classmethod
     @names_its_errors
     def execute(cls, file: str = NO_FILE, handle: Any = None) -> io.NodeOutput:
         parts = [] if file == NO_FILE else [describe_file(file)]

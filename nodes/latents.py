@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -12,7 +14,7 @@ from ..hyvideo_lib.geometry import check_frames, check_size, latent_shape
 from ..hyvideo_lib.vae import CausalVideoVAE
 from . import comfy_host
 from .decode import TILE_MODES, check_tiles, choose_tiles, load_vae_for, tile_inputs
-from .node import CATEGORY, check_inputs, names_its_errors
+from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors
 from .sockets import HYV_VAE, VAEHandle, short_dtype
 
 LATENT_CHANNELS = 16
@@ -64,8 +66,7 @@ class EmptyLatents(io.ComfyNode):
                     max=MAX_FRAMES,
                     step=4,
                     tooltip="4k + 1: 1 for an image, 73 for three seconds, up to 129 for the released model. Memory "
-                    "and "
-                    "time grow with it.",
+                    "and time grow with it.",
                 ),
                 io.Int.Input(
                     "batch",
@@ -135,9 +136,11 @@ class Size(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: str, frames: int = 73) -> bool | str:
+    def validate_inputs(cls, preset: str, frames: int = 73, image: Any = NOT_LINKED) -> bool | str:
         verdict = check_inputs(cls, {"frames": frames}, lambda: check_frames(frames))
-        return verdict if verdict is not True else check_inputs(cls, {"preset": preset})
+        if verdict is not True:
+            return verdict
+        return check_inputs(cls, {"preset": preset}, lambda: check_preset(preset, image))
 
     @classmethod
     @names_its_errors
@@ -145,10 +148,16 @@ class Size(io.ComfyNode):
         check_frames(frames)
         if preset in PRESETS:
             return io.NodeOutput(*PRESETS[preset], frames)
-        if image is None:
-            raise InvalidSetting(f"preset is {preset!r}, but no image is connected. Connect one, or choose another.")
+        check_preset(preset, NOT_LINKED if image is None else image)
+        assert image is not None
         height, width = closest_bucket(image.shape[1], image.shape[2], IMAGE_PRESETS[preset])
         return io.NodeOutput(width, height, frames)
+
+
+def check_preset(preset: str, image: Any) -> None:
+    """Raises InvalidSetting where the size is to come from an image and none is connected."""
+    if preset in IMAGE_PRESETS and image is NOT_LINKED:
+        raise InvalidSetting(f"preset is {preset!r}, but no image is connected. Connect one, or choose another.")
 
 
 class EncodeVideo(io.ComfyNode):
@@ -172,8 +181,7 @@ class EncodeVideo(io.ComfyNode):
                     "sampled",
                     default=False,
                     tooltip="Off takes the mean, the same every time and right for almost everything; on draws from "
-                    "the "
-                    "posterior with the seed.",
+                    "the posterior with the seed.",
                 ),
                 io.Int.Input(
                     "seed",

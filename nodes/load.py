@@ -56,8 +56,8 @@ def check_variant(path: Path, variant: str) -> FileReport:
     wanted = VARIANTS[variant]
     if report.variant != (wanted or "t2v"):
         raise UnsupportedFile(
-            f"{path.name} is no text-to-video transformer: {' '.join(report.notes)} "
-            "Choose one that takes as many latent channels as it gives; image to video is not built yet."
+            f"{path.name} is no text-to-video transformer: {' '.join(report.notes)} Choose one that takes as many "
+            "latent channels as it gives; image to video is not built yet."
         )
     return report
 

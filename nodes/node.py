@@ -11,6 +11,8 @@ from comfy_api.latest import io
 from ..hyvideo_lib.errors import HyvError, InvalidSetting
 
 CATEGORY = "HunyuanVideo"
+NOT_LINKED: Any = object()
+"""Default of an optional socket in `validate_inputs`: a linked one is None there, as its value is not known yet."""
 Result = TypeVar("Result")
 
 

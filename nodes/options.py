@@ -73,8 +73,8 @@ class Guidance(io.ComfyNode):
                     min=1.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="How far to go past the prompt, away from the negative one. 1 is off. Above 1 every guided "
-                    "step takes twice the time. 3 to 6 are usual.",
+                    tooltip="How far to go past the prompt, away from the negative one. 1 is off. Above 1 every "
+                    "guided step takes twice the time. 3 to 6 are usual.",
                 ),
                 io.Float.Input(
                     "start",
@@ -90,8 +90,8 @@ class Guidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where it ends. An end of 0.5 saves a quarter of the time and keeps most of the effect, as "
-                    "layout is decided early.",
+                    tooltip="Where it ends. An end of 0.5 saves a quarter of the time and keeps most of the effect, "
+                    "as layout is decided early.",
                 ),
                 io.Float.Input(
                     "rescale",

@@ -48,20 +48,21 @@ class TransformerHandle:
     def __repr__(self) -> str:
         return (
             f"HYV_MODEL({self.report.variant}, {self.report.quantization}, computes in "
-            f"{short_dtype(self.model.compute_dtype)})"
+            f"{short_dtype(self.model.compute_dtype)}, attention {self.attention})"
         )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TextHandle:
-    """HYV_TEXT. reports: of the LLM's file and of CLIP's. cache: prompts that were encoded already, by their words."""
+    """HYV_TEXT. reports: of the LLM's file and of CLIP's. cache: prompts that were encoded already, by their
+    words, their template and the template that sets its crop."""
 
     names: tuple[str, str]
     reports: tuple[FileReport, FileReport]
     llm: LlamaTextEncoder
     clip: ClipTextEncoder
     managed: tuple[Any, Any]
-    cache: dict[tuple[str, str, int], TextEmbeds] = field(default_factory=dict)
+    cache: dict[tuple[str, str, str], TextEmbeds] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"HYV_TEXT({self.llm.config.num_layers} layers of {self.llm.config.hidden_size}, CLIP)"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
-from ..hyvideo_lib.errors import FileMissing, UnsupportedFile
+from ..hyvideo_lib.errors import FileMissing, InvalidSetting, UnsupportedFile
 from ..hyvideo_lib.pipeline import load_embeds, save_embeds
 from ..hyvideo_lib.text import TEMPLATES, PromptTemplate, TextEmbeds, encode_prompt
 from ..hyvideo_lib.text.tokens import opening_ids
 from . import comfy_host
-from .node import CATEGORY, check_inputs, names_its_errors
+from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors
 from .sockets import HYV_EMBEDS, HYV_TEMPLATE, HYV_TEXT, Embeds, TextHandle
 
 CUSTOM = "custom"
@@ -39,8 +40,8 @@ class PromptTemplateNode(io.ComfyNode):
                     "text",
                     multiline=True,
                     default=TEMPLATES["video"].text,
-                    tooltip="Must hold {} once, where the prompt goes. What stands before it steers the language model "
-                    "and is cut off after encoding; how much that is gets counted, so no number is needed.",
+                    tooltip="Must hold {} once, where the prompt goes. What stands before it steers the language "
+                    "model and is cut off after encoding; how much that is gets counted, so no number is needed.",
                 ),
                 HYV_TEXT.Input(
                     "text_encoders",
@@ -95,16 +96,14 @@ class EncodePrompt(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     tooltip="What to stay away from. It acts only with a CFG scale above 1 (the Guidance node); it "
-                    "costs "
-                    "one more encoding.",
+                    "costs one more encoding.",
                 ),
                 io.Combo.Input(
                     "template",
                     options=[*TEMPLATES, CUSTOM],
                     default="video",
                     tooltip="The words around the prompt that the model was trained with: video for videos, image for "
-                    "a "
-                    "single frame. none sends the bare prompt, custom takes the template on the socket.",
+                    "a single frame. none sends the bare prompt, custom takes the template on the socket.",
                 ),
                 HYV_TEMPLATE.Input(
                     "custom_template", optional=True, tooltip="From Prompt Template; used when template is custom."
@@ -115,8 +114,8 @@ class EncodePrompt(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, template: str = "video") -> bool | str:
-        return check_inputs(cls, {"template": template})
+    def validate_inputs(cls, template: str = "video", custom_template: Any = NOT_LINKED) -> bool | str:
+        return check_inputs(cls, {"template": template}, lambda: check_template(template, custom_template))
 
     @classmethod
     @names_its_errors
@@ -128,8 +127,7 @@ class EncodePrompt(io.ComfyNode):
         template: str = "video",
         custom_template: PromptTemplate | None = None,
     ) -> io.NodeOutput:
-        if template == CUSTOM and custom_template is None:
-            raise FileMissing("template is custom, but no Prompt Template is connected. Connect one, or choose video.")
+        check_template(template, NOT_LINKED if custom_template is None else custom_template)
         words = custom_template if template == CUSTOM else TEMPLATES[template]
         assert words is not None
         host = comfy_host.ComfyHost(cls.hidden.unique_id, text_encoders.managed[0].load_device)
@@ -139,10 +137,15 @@ class EncodePrompt(io.ComfyNode):
         return io.NodeOutput(Embeds(positive, negative, template))
 
 
+def check_template(template: str, custom: Any) -> None:
+    """Raises InvalidSetting where a custom template is asked for and none is connected."""
+    if template == CUSTOM and custom is NOT_LINKED:
+        raise InvalidSetting("template is custom, but no Prompt Template is connected. Connect one, or choose video.")
+
+
 def encode_cached(handle: TextHandle, prompt: str, template: PromptTemplate, host: comfy_host.ComfyHost) -> TextEmbeds:
     """One prompt, from the cache if the same words were encoded before with these encoders."""
-    limit_of = template.cut_like.text if template.cut_like else ""
-    key = (prompt.strip(), template.text, hash(limit_of))
+    key = (prompt.strip(), template.text, template.cut_like.text if template.cut_like else "")
     if key in handle.cache:
         return handle.cache[key]
     host.stage("encoding text", 0)
@@ -296,9 +299,7 @@ def list_embeds() -> list[str]:
 
 
 def _embeds_in(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    found = (*folder.glob(f"*{EMBEDS_SUFFIX}"), *folder.glob(f"*/*{EMBEDS_SUFFIX}"))
+    found = (Path(at, name) for at, _, names in os.walk(folder) for name in names if name.endswith(EMBEDS_SUFFIX))
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 

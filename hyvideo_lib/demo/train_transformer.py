@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -184,14 +185,13 @@ def run_training(
     average.copy_to(model)
 
 
-class LossFn:
+class LossFn(Protocol):
     """What a phase minimises: called with a seeded generator, once a step."""
 
-    def __call__(self, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError
+    def __call__(self, generator: torch.Generator) -> Tensor: ...
 
 
-class FlowMatching(LossFn):
+class FlowMatching:
     """Plain flow matching at the scale that guides nothing."""
 
     def __init__(self, model: HunyuanVideoTransformer, latents: Tensor, scenes: Tensor, book: PromptBook) -> None:
@@ -204,7 +204,7 @@ class FlowMatching(LossFn):
         return F.mse_loss(self.velocity(example, text, PLAIN_GUIDANCE), example.velocity)
 
 
-class GuidanceDistillation(LossFn):
+class GuidanceDistillation:
     """The student's one pass against the teacher's two. Meng et al. 2023, "On Distillation of Guided Diffusion
     Models"."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .denoise import Kept, denoise
 from .guidance import Conditioning, GuidanceConfig, VelocityModel, combine_cfg, make_velocity_fn, rescale_guidance
+from .masks import latent_mask
 from .noise import check_seed, consecutive_seeds, draw_noise, mix_noise
 from .schedule import check_steps, make_sigmas, rising_sigmas, shift_sigmas, timesteps_from, truncate_sigmas
 from .solvers import SOLVERS, Solver, VelocityFn, find_solver
@@ -23,6 +24,7 @@ __all__ = [
     "denoise",
     "draw_noise",
     "find_solver",
+    "latent_mask",
     "make_sigmas",
     "make_velocity_fn",
     "mix_noise",

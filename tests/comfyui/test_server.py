@@ -212,6 +212,7 @@ BAD = [
     ({"texts__clip_tokenizer": "../../etc"}, "no tokenizer"),
     ({"texts__device": "tpu"}, "device is 'tpu'"),
     ({"embeds__template": "poem"}, "template is 'poem'"),
+    ({"embeds__template": "custom", "embeds__custom_template": None}, "no Prompt Template is connected"),
     ({"embeds__template": "custom", "template__text": "no place"}, "exactly one"),
     ({"embeds__template": "custom", "template__text": "{} and {}"}, "exactly one"),
     ({"cfg__cfg_scale": 0.5}, "cfg_scale"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph import run, validate
+from graph import call, run, validate
 from safetensors.torch import save_file
 
 
@@ -73,3 +73,8 @@ def test_unreadable_files_are_named_with_their_code(info, folder, pack):
 def test_files_that_are_not_offered_are_refused_before_the_run(info):
     assert "file is 'gone'" in validate(info.ModelInfo, file="gone")
     assert validate(info.ModelInfo, file=None) is True
+
+
+def test_it_always_looks_again(info):
+    first, second = (call(info.ModelInfo, "fingerprint_inputs", {"file": info.NO_FILE}) for _ in range(2))
+    assert first != second

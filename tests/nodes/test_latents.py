@@ -78,6 +78,8 @@ def test_an_image_gives_the_size_nearest_in_shape(pack, height_width):
 
 
 def test_a_size_by_an_image_needs_the_image(pack):
+    assert "no image is connected" in validate(pack.nodes.latents.Size, preset="from the image, 540p")
+    assert validate(pack.nodes.latents.Size, preset="from the image, 540p", image=None) is True
     with pytest.raises(pack.hyvideo_lib.errors.InvalidSetting, match=r"no image is connected.*\[invalid_setting\]$"):
         run(pack.nodes.latents.Size, preset="from the image, 540p")
 

@@ -141,21 +141,6 @@ def test_a_mask_on_the_latents_counts_unless_there_is_another(sample, plain):
     assert torch.equal(sample(latents=given, mask=torch.ones(32, 32))[0]["samples"], plain)
 
 
-def test_every_frame_can_have_its_own_mask(pack):
-    mask_for = pack.nodes.sample.mask_for
-    latents = torch.zeros(2, 16, 3, 4, 4)
-    mask = torch.zeros(9, 32, 32)
-    mask[6] = 1  # one of the four frames of the second latent frame after the first
-    found = mask_for(latents, mask)
-    assert found.shape == (2, 1, 3, 4, 4)
-    assert found[0, 0, :, 0, 0].tolist() == [0, 0, 1]
-    by_latents = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1).expand(3, 4, 4)
-    assert mask_for(latents, by_latents)[1, 0, :, 0, 0].tolist() == [0, 1, 0]
-    assert mask_for(latents, torch.full((32, 32), 2.0)).max() == 1
-    assert mask_for(latents, torch.ones(1, 1, 9, 32, 32)).shape == (2, 1, 3, 4, 4)
-    assert mask_for(latents, None) is None
-
-
 def test_a_mask_of_another_length_is_refused(sample, errors):
     with pytest.raises(errors.InvalidSetting, match=r"The mask has 4 frames.*\[invalid_setting\]$"):
         sample(mask=torch.ones(4, 32, 32))

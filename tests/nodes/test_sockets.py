@@ -32,7 +32,7 @@ def test_handles_print_short_and_without_paths_and_tensors(wires):
 
 
 def test_handles_say_what_they_are(model, text_encoders, vae, embeds):
-    assert repr(model) == "HYV_MODEL(t2v, fp8_scale, computes in float32)"
+    assert repr(model) == "HYV_MODEL(t2v, fp8_scale, computes in float32, attention auto)"
     assert repr(text_encoders).startswith("HYV_TEXT(")
     assert repr(vae) == "HYV_VAE(16 channels, float32)"
     assert repr(embeds).startswith("HYV_EMBEDS([")

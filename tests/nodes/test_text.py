@@ -83,7 +83,9 @@ def test_a_template_of_ones_own_is_used_when_it_is_chosen(text, text_encoders, e
     )
     assert not torch.equal(custom.text_embeds, plain.text_embeds)
     assert same(plain, ignored)
-    with pytest.raises(errors.FileMissing, match=r"no Prompt Template is connected.*\[file_missing\]$"):
+    assert "no Prompt Template is connected" in validate(text.EncodePrompt, template="custom")
+    assert validate(text.EncodePrompt, template="custom", custom_template=None) is True
+    with pytest.raises(errors.InvalidSetting, match=r"no Prompt Template is connected.*\[invalid_setting\]$"):
         run(text.EncodePrompt, **inputs, template="custom")
 
 
