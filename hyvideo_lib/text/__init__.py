@@ -9,9 +9,11 @@ from __future__ import annotations
 from .clip import ClipEncoderConfig, ClipTextEncoder
 from .encode import TextEmbeds, encode_prompt, stack_embeds
 from .image_crop import crop_image_text
+from .known_ids import check_clip_tokenizer, check_llama3_tokenizer
+from .llama3_tokenizer import build_llama3_tokenizer
 from .llm import LlamaEncoderConfig, LlamaTextEncoder, build_llama
 from .templates import TEMPLATES, PromptTemplate
-from .tokenizer import build_llama3_tokenizer, load_tokenizer
+from .tokenizer import load_tokenizer
 from .tokens import PromptTokens, tokenize_prompt
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "TextEmbeds",
     "build_llama",
     "build_llama3_tokenizer",
+    "check_clip_tokenizer",
+    "check_llama3_tokenizer",
     "crop_image_text",
     "encode_prompt",
     "load_tokenizer",
