@@ -1,9 +1,9 @@
-"""safetensors files, lazily: a checked header, then tensors that are views of the mapped file.
+"""Files of tensors, lazily: a checked header, then tensors that are views of the mapped file.
 
-The format (huggingface/safetensors, README): 8 bytes little-endian N, N bytes of JSON {name: {dtype, shape,
+safetensors (huggingface/safetensors, README): 8 bytes little-endian N, N bytes of JSON {name: {dtype, shape,
 data_offsets}}, then the data, each tensor's bytes following the last one's without a hole. The header is read by hand
 because what is wrong with a file should be said in words, and because recognising a file must not need its gigabytes.
-Nothing is copied: a 13 GB file costs address space, and pages come in as they are read.
+`gguf` reads GGUF headers. Nothing is copied: a 13 GB file costs address space, and pages come in as they are read.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ import mmap
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
 
-from ..errors import FileMissing, FileTruncated, FileUnreadable, UnsupportedFile
+from ..errors import FileTruncated, FileUnreadable, UnsupportedFile
+from ..quant.ggml import GGML_FORMATS
 from .foreign import HEAD_BYTES, recognise_foreign
+from .gguf import MAGIC, read_gguf_header
+from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, Header, TensorInfo, check_layout, open_file, require
+
+__all__ = ["Header", "TensorInfo", "map_tensors", "read_header"]
 
 logger = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a 13B transformer's header has about 0.1 MB
-MAX_DIMS = 16
-MAX_NAME = 256  # characters of a tensor's name; the longest known has about 80
+MAX_HEADER_BYTES = 25_000_000  # a 13B transformer's header has about 0.1 MB, a LoRA's with its history a few
+MAX_MARKS = 20 * MAX_TENSORS  # commas and brackets; JSON takes a hundred times their bytes once parsed
 LENGTH_BYTES = 8
 _LINUX_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has the name since 3.13 only
 
@@ -57,71 +60,35 @@ DTYPES: Mapping[str, tuple[int, str]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor as the header describes it; `start` and `end` are byte offsets in the file."""
-
-    name: str
-    dtype: str  # torch's name: "bfloat16", "float8_e4m3fn", ...
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.end - self.start
-
-
-@dataclass(frozen=True)
-class Header:
-    """A checked safetensors header: the tensors in the file's order of names, its metadata, its length in bytes."""
-
-    path: Path
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]
-    file_size: int
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor, or None if the file has no such tensor."""
-        info = self.tensors.get(name)
-        return info.shape if info else None
-
-    def without_prefix(self, prefix: str) -> Header:
-        """Only the tensors whose names begin with `prefix`, under their names without it."""
-        if not prefix:
-            return self
-        tensors = {name.removeprefix(prefix): info for name, info in self.tensors.items() if name.startswith(prefix)}
-        return replace(self, tensors=MappingProxyType(tensors))
-
-
 def read_header(path: str | Path) -> Header:
-    """Read and check a header; touches no tensor.
+    """Read and check the header of a safetensors or GGUF file; touches no tensor.
 
-    Raises FileMissing, FileTruncated, FileUnreadable (not safetensors, or a damaged header) or UnsupportedFile (another
+    Raises FileMissing, FileTruncated, FileUnreadable (neither format, or a damaged header) or UnsupportedFile (another
     format, or a dtype unknown here).
     """
     path = Path(path)
-    with _open(path) as file:
+    with open_file(path) as file:
         file_size = file.seek(0, 2)
+        file.seek(0)
+        if file.read(len(MAGIC)) == MAGIC:
+            file.seek(0)
+            return read_gguf_header(file, path, file_size)
         file.seek(0)
         text = _read_header_text(file, path, file_size)
     tensors, metadata = _parse(text, path, data_start=LENGTH_BYTES + len(text))
-    _check_layout(tensors, path, LENGTH_BYTES + len(text), file_size)
+    check_layout(tensors, path, LENGTH_BYTES + len(text), file_size, "safetensors")
     return Header(path, MappingProxyType(tensors), MappingProxyType(metadata), file_size)
 
 
 def map_tensors(header: Header) -> dict[str, torch.Tensor]:
     """All tensors of a file as views of one private mapping: no bytes are read, none copied.
 
+    A tensor in a GGUF block format is a uint8 view of its bytes, [..., bytes of a row] instead of [..., width].
     The mapping lives as long as any of the tensors. Writing into a tensor makes private pages and never reaches the
     file. A tensor whose bytes do not start at a multiple of its element size cannot be viewed, so that one is copied.
     The file must not be cut short by others while mapped. Raises FileTruncated if it changed since `read_header`.
     """
-    with _open(header.path) as file:
+    with open_file(header.path) as file:
         size = file.seek(0, 2)
         if size != header.file_size:
             raise FileTruncated(
@@ -134,19 +101,14 @@ def map_tensors(header: Header) -> dict[str, torch.Tensor]:
 
     def view(info: TensorInfo) -> torch.Tensor:
         nonlocal copied
-        dtype = getattr(torch, info.dtype, None)
-        if dtype is None:
-            raise UnsupportedFile(
-                f"{header.path.name} stores {info.name!r} as {info.dtype}, which this PyTorch ({torch.__version__}) "
-                "does not know. Update PyTorch, or use a bf16 file."
-            )
+        dtype, shape = _stored_as(info, header.path)
         if info.num_bytes == 0:
-            return torch.empty(info.shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype)
         raw = data[info.start : info.end]
         if info.start % dtype.itemsize:
             raw = raw.clone()
             copied += info.num_bytes
-        return raw.view(dtype).view(info.shape)
+        return raw.view(dtype).view(shape)
 
     tensors = {name: view(info) for name, info in header.tensors.items()}
     if copied:
@@ -159,15 +121,17 @@ def map_tensors(header: Header) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        if path.is_dir():
-            raise FileUnreadable(f"{path} is a folder; give one .safetensors file inside it.")
-        return path.open("rb")
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
-        raise FileMissing(f"There is no file {str(path)!r}. Check the name and the folder.") from error
-    except OSError as error:
-        raise FileUnreadable(f"{path} cannot be opened: {error.strerror or error}.") from error
+def _stored_as(info: TensorInfo, path: Path) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Dtype and shape of the tensor's bytes as torch sees them."""
+    if info.dtype in GGML_FORMATS:
+        return torch.uint8, (*info.shape[:-1], GGML_FORMATS[info.dtype].row_bytes(info.shape[-1]))
+    dtype = getattr(torch, info.dtype, None)
+    if dtype is None:
+        raise UnsupportedFile(
+            f"{path.name} stores {info.name!r} as {info.dtype}, which this PyTorch ({torch.__version__}) does not "
+            "know. Update PyTorch, or use a bf16 file."
+        )
+    return dtype, info.shape
 
 
 def _map_private(file: BinaryIO) -> mmap.mmap:
@@ -211,16 +175,20 @@ def _not_safetensors(head: bytes, path: Path, file_size: int) -> Exception:
     if not any(head):
         return FileTruncated(f"{path.name} begins with zeros: its download never finished. Download it again.")
     return FileUnreadable(
-        f"{path.name} is not a safetensors file (it begins with {head[:12].hex(' ')}). Give a .safetensors file."
+        f"{path.name} is not a safetensors file (it begins with {head[:12].hex(' ')}). "
+        "Give a .safetensors or .gguf file."
     )
 
 
 def _parse(text: bytes, path: Path, data_start: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
+        count, marks = text.count(b'"data_offsets"'), sum(text.count(mark) for mark in (b",", b"[", b"{"))
+        require(count <= MAX_TENSORS, f"it describes {count} tensors, no known model has over {MAX_TENSORS}")
+        require(marks <= MAX_MARKS, f"it has {marks} commas and brackets, over {MAX_MARKS}")
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
         metadata = entries.pop("__metadata__", {})
-        _require(isinstance(metadata, dict), "its metadata is not a table")
-        _require(all(isinstance(value, str) for value in metadata.values()), "its metadata holds more than text")
+        require(isinstance(metadata, dict), "its metadata is not a table")
+        require(all(isinstance(value, str) for value in metadata.values()), "its metadata holds more than text")
         tensors = {name: _parse_tensor(name, entry, data_start) for name, entry in entries.items()}
     except UnsupportedFile as error:
         raise UnsupportedFile(f"{path.name}: {error}") from error
@@ -234,42 +202,20 @@ def _parse(text: bytes, path: Path, data_start: int) -> tuple[dict[str, TensorIn
 
 def _parse_tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     name.encode("utf-8")  # a lone surrogate, allowed in JSON, would break every later message
-    _require(len(name) <= MAX_NAME, f"a tensor's name has {len(name)} characters")
-    _require(isinstance(entry, dict), f"{name!r} is not described by a table")
+    require(len(name) <= MAX_NAME, f"a tensor's name has {len(name)} characters")
+    require(isinstance(entry, dict), f"{name!r} is not described by a table")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    _require(isinstance(dtype, str), f"{name!r} has no dtype")
-    _require(isinstance(shape, list) and len(shape) <= MAX_DIMS, f"{name!r} has no usable shape")
-    _require(isinstance(offsets, list) and len(offsets) == 2, f"{name!r} has no pair of data offsets")
-    _require(all(_is_size(number) for number in (*shape, *offsets)), f"{name!r} has a size that is no whole number")
+    require(isinstance(dtype, str), f"{name!r} has no dtype")
+    require(isinstance(shape, list) and len(shape) <= MAX_DIMS, f"{name!r} has no usable shape")
+    require(isinstance(offsets, list) and len(offsets) == 2, f"{name!r} has no pair of data offsets")
+    require(all(_is_size(number) for number in (*shape, *offsets)), f"{name!r} has a size that is no whole number")
     if dtype not in DTYPES:
         raise UnsupportedFile(f"{name!r} is stored as {dtype[:20]!r}; known dtypes are {', '.join(DTYPES)}.")
     bytes_per_element, torch_name = DTYPES[dtype]
     start, end = offsets
     wanted, found = math.prod(shape) * bytes_per_element, end - start
-    _require(found == wanted, f"{name!r} should have {wanted} bytes by its shape, its offsets say {found}")
+    require(found == wanted, f"{name!r} should have {wanted} bytes by its shape, its offsets say {found}")
     return TensorInfo(name, torch_name, tuple(shape), data_start + start, data_start + end)
-
-
-def _check_layout(tensors: Mapping[str, TensorInfo], path: Path, data_start: int, file_size: int) -> None:
-    """The data must be covered exactly, in one piece: anything else is a damaged or unfinished file."""
-    position = data_start
-    for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
-        if info.start != position:
-            problem = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
-            raise FileUnreadable(
-                f"{path.name} has a damaged safetensors header: {info.name!r} {problem}. Download or copy it again."
-            )
-        position = info.end
-    if position > file_size:
-        raise FileTruncated(
-            f"{path.name} is cut short: its header describes {position} bytes, the file has {file_size}, "
-            f"{position - file_size} are missing. Download or copy it again."
-        )
-    if position < file_size:
-        raise FileUnreadable(
-            f"{path.name} is damaged: it has {file_size - position} bytes more than its header describes. "
-            "Download or copy it again."
-        )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -282,8 +228,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _is_size(number: Any) -> bool:
     return type(number) is int and 0 <= number < 2**63  # bool is an int, but not a size
-
-
-def _require(condition: bool, complaint: str) -> None:
-    if not condition:
-        raise ValueError(complaint)
