@@ -114,7 +114,7 @@ def _shard_names(folder: Path, shard: re.Match[str]) -> list[str]:
 
 def _files_of_index(index: Path) -> list[str]:
     """The files that an index names, which must stand beside it."""
-    table = _read_json(index).get("weight_map")
+    table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise FileUnreadable(f"{index.name} names no files (it has no weight_map). Download it again.")
     names = sorted(set(table.values()))
@@ -151,13 +151,14 @@ def _sizes_of_config(folder: Path) -> dict[str, str]:
     path = folder / "config.json"
     if not path.is_file():
         return {}
-    config = _read_json(path)
+    config = read_json(path)
     keys = CONFIG_KEYS.get(str(config.get("_class_name")), {})
     sizes = {ours: config[theirs] for theirs, ours in keys.items() if theirs in config}
     return {METADATA_KEY: json.dumps(sizes)} if sizes else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A table in JSON. Raises FileMissing, FileUnreadable."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise FileUnreadable(f"{path.name} has more than {MAX_JSON_BYTES} bytes, which no such file has.")
