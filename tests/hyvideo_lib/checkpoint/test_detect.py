@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hyvideo_lib.checkpoint import inspect_file
-from hyvideo_lib.errors import BadInput
+from hyvideo_lib.errors import BadInput, FileMissing
 
 WriteFile = Callable[..., Path]
 EntriesOf = Callable[..., dict[str, tuple[list[int], str]]]
@@ -24,39 +24,6 @@ USABLE = {
     "llama_hf": ("llama", "huggingface", "", "none"),
     "llava_llama3_comfy_fp16": ("llama", "huggingface", "", "none"),
     "clip_l_text": ("clip", "huggingface", "", "none"),
-}
-# layout file, key of its list -> kind, layout, a word of the reason
-REFUSED = {
-    ("comfy_transformer_t2v", "entries"): ("transformer", "comfyui", "ComfyUI's renamed layout"),
-    ("diffusers_transformer_t2v", "entries"): ("transformer", "diffusers", "diffusers layout"),
-    ("comfy_fp8_scaled_convention", "example_old"): ("transformer", "comfyui", "ComfyUI's renamed layout"),
-    ("llava_llama3_comfy_fp8_scaled", "entries"): ("llama", "huggingface", "comfyui_fp8_scaled"),
-}
-# names that tell models which are not ours
-OTHERS = {
-    "flux": (["double_blocks.0.img_attn.qkv.weight", "txt_in.weight"], "transformer", "Flux"),
-    "framepack": (
-        ["transformer_blocks.0.attn.to_q.weight", "clean_x_embedder.proj.weight"],
-        "transformer",
-        "FramePack",
-    ),
-    "1.5": (["double_blocks.0.img_attn_q.weight", "byt5_in.fc1.weight"], "transformer", "HunyuanVideo 1.5"),
-    "wan": (
-        ["model.diffusion_model.blocks.0.self_attn.q.weight", "model.diffusion_model.blocks.0.cross_attn.q.weight"],
-        "transformer",
-        "Wan",
-    ),
-    "comfyui vae": (["decoder.up.0.block.0.conv1.conv.weight", "decoder.conv_in.conv.weight"], "vae", "ComfyUI"),
-    "image vae": (["first_stage_model.decoder.up.0.block.0.conv1.weight"], "vae", "single images"),
-    "kohya lora": (["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"], "lora", "LoRA"),
-    "peft lora": (["transformer.double_blocks.0.img_attn_qkv.lora_A.weight"], "lora", "LoRA"),
-    "default lora": (["base_model.model.double_blocks.0.img_attn_qkv.lora_A.default.weight"], "lora", "LoRA"),
-    "t5": (["encoder.block.0.layer.0.SelfAttention.q.weight"], "t5", "T5"),
-    "vision": (
-        ["vision_model.embeddings.class_embedding", "vision_model.encoder.layers.0.mlp.fc1.weight"],
-        "vision",
-        "image",
-    ),
 }
 PREFIXES = {
     "tencent_transformer_t2v": ("model.model.", "model.diffusion_model.", "diffusion_model.", "module."),
@@ -94,23 +61,6 @@ def test_the_13b_transformer_is_measured(write_sparse: WriteFile, entries_of: En
     assert by_part["double_blocks", "bfloat16"] == 20 * 14
     assert by_part["single_blocks", "float8_e4m3fn"] == 40 * 3
     assert any("token replace" in note for note in report.notes)
-
-
-@pytest.mark.parametrize(("name", "key"), REFUSED)
-def test_other_layouts_are_named_and_refused(
-    name: str, key: str, write_sparse: WriteFile, entries_of: EntriesOf
-) -> None:
-    report = inspect_file(write_sparse(entries_of(name, key)))
-    kind, layout, words = REFUSED[name, key]
-    assert (report.kind, report.layout, report.supported) == (kind, layout, False)
-    assert words in report.reason
-
-
-@pytest.mark.parametrize(("names", "kind", "words"), OTHERS.values(), ids=OTHERS.keys())
-def test_other_models_are_named_and_refused(names: list[str], kind: str, words: str, write_sparse: WriteFile) -> None:
-    report = inspect_file(write_sparse({name: ([2, 2], "float32") for name in names}))
-    assert (report.kind, report.supported) == (kind, False)
-    assert words in report.reason
 
 
 @pytest.mark.parametrize(("name", "prefix"), [(name, prefix) for name in PREFIXES for prefix in PREFIXES[name]])
@@ -154,10 +104,20 @@ def test_ten_names_of_many_are_listed(write_sparse: WriteFile, entries_of: Entri
     assert "and 42 more" in report.reason
 
 
-def test_a_shard_is_called_one(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+def test_a_shard_alone_asks_for_the_others(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
     half = dict(list(entries_of("llama_hf").items())[:150])
-    report = inspect_file(write_sparse(half, name="model-00001-of-00004.safetensors"))
-    assert "part 1 of 4" in report.reason
+    path = write_sparse(half, name="model-00001-of-00004.safetensors")
+    with pytest.raises(FileMissing, match="lacks 3 of the 4 parts"):
+        inspect_file(path)
+
+
+def test_a_folder_of_shards_is_reported_as_one(write_sparse: WriteFile, entries_of: EntriesOf, tmp_path: Path) -> None:
+    entries = list(entries_of("llama_hf").items())
+    write_sparse(dict(entries[:150]), name="model-00001-of-00002.safetensors")
+    write_sparse(dict(entries[150:]), name="model-00002-of-00002.safetensors")
+    report = inspect_file(tmp_path)
+    assert (report.kind, report.supported, report.num_tensors) == ("llama", True, len(entries))
+    assert report.num_parameters == 7_505_186_816
 
 
 def test_integer_weights_are_refused(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
