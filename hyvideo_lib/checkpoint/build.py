@@ -1,7 +1,8 @@
 """The transformer and the VAE from files: recognised by the header, built without storage, then given mapped tensors.
 
-Nothing is copied that need not be. A tensor that keeps its dtype stays a view of the file; one that must be cast is
-cast by itself, so that no second copy of a model ever exists. All parameters are frozen.
+Any known layout is taken, in one file or in shards; from here on names are Tencent's. Nothing is copied that need not
+be. A tensor that keeps its dtype stays a view of the file; one that must be cast is cast by itself, so that no second
+copy of a model ever exists. All parameters are frozen.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from ..quant import FP8_DTYPES, cast_fp8, dequantize_fp8, is_kept_in_plain_fp8
 from ..quant.linear import use_scales
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
 from ..vae import CausalVideoVAE, VAEConfig
+from .assemble import assemble, use_joined
 from .blueprint import build_meta_transformer, build_meta_vae
 from .detect import Findings, examine
-from .read import map_tensors, read_header
+from .folder import map_header, open_header
+from .scale_map import read_scale_map
 from .variants import KIND_NAMES, SCALE_SUFFIX
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ def load_transformer(
     device: str | torch.device = "cpu",
     config: TransformerConfig | None = None,
 ) -> HunyuanVideoTransformer:
-    """A transformer from one safetensors file in Tencent's layout.
+    """A transformer from a file, or the folder, the index or a shard of a checkpoint in parts, in any known layout.
 
     storage_dtype: what the large weights rest in; None leaves them as the file has them. fp8 is the plain cast that
     keeps norms, biases and embedders; a 16- or 32-bit dtype casts every matrix. compute_dtype: what they are multiplied
@@ -49,7 +52,11 @@ def load_transformer(
     check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
     findings = recognise(path, ("transformer",), config)
     model = build_meta_transformer(findings.config, compute_dtype)
-    stored = _store_all(map_tensors(findings.header), storage_dtype)
+    use_joined(model, findings.sources, findings.file_header)
+    tensors = assemble(map_header(findings.file_header), findings.sources)
+    if findings.quantization == "fp8_cast":
+        tensors |= read_scale_map(findings.header)
+    stored = _store_all(tensors, storage_dtype)
     use_scales(model, (name.removesuffix(SCALE_SUFFIX) for name in stored if name.endswith(SCALE_SUFFIX)))
     model.load_state_dict({name: stored[name] for name in model.state_dict()}, strict=True, assign=True)
     return model.requires_grad_(False).eval().to(device)
@@ -62,23 +69,23 @@ def load_vae(
     device: str | torch.device = "cpu",
     config: VAEConfig | None = None,
 ) -> CausalVideoVAE:
-    """A VAE from one safetensors file in Tencent's (diffusers') layout, in compute_dtype.
+    """A VAE from a file, or the folder, the index or a shard of a checkpoint in parts, in any known layout.
 
-    Its weights are small beside its activations, so they rest in what they are multiplied in; storage_dtype may only
-    repeat that. Raises as `load_transformer`.
+    Its weights are small beside its activations, so they rest in what they are multiplied in, compute_dtype;
+    storage_dtype may only repeat that. Raises as `load_transformer`.
     """
     check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
     check_dtype("storage_dtype of a VAE", storage_dtype, (compute_dtype,))
     findings = recognise(path, ("vae",), config)
     vae = build_meta_vae(findings.config)
-    tensors = map_tensors(findings.header)
+    tensors = assemble(map_header(findings.file_header), findings.sources)
     vae.load_state_dict({name: tensors[name].to(compute_dtype) for name in vae.state_dict()}, strict=True, assign=True)
     return vae.requires_grad_(False).eval().to(device)
 
 
 def recognise(path: PathLike, kinds: tuple[str, ...], config: Any) -> Findings:
     """Findings on a file that can be loaded as one of `kinds`; otherwise says what it is instead."""
-    findings = examine(read_header(path), config)
+    findings = examine(open_header(path), config)
     name = Path(path).name
     wanted = " or ".join(KIND_NAMES[kind] for kind in kinds)
     if findings.match and findings.kind not in kinds:
