@@ -105,18 +105,21 @@ class ClipTextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.model = build_clip(config, device)
         # Newer versions of transformers have no `text_model` level in memory; files always do.
-        self._has_file_names = all(name.startswith(FILE_PREFIX) for name in self.model.state_dict())
+        has_file_names = all(name.startswith(FILE_PREFIX) for name in self.model.state_dict())
+        self._named = [self.model if has_file_names else nn.ModuleDict({FILE_PREFIX.rstrip("."): self.model})]
+
+    @property
+    def named_as_files(self) -> nn.Module:
+        """The layers in a module whose names are those of files (`text_model.*`)."""
+        return self._named[0]  # a list, so that the encoder does not count the layers twice
 
     def weight_names(self) -> frozenset[str]:
         """The tensors it wants, by the names that files use (`text_model.*`); a file may have more."""
-        names = self.model.state_dict()
-        return frozenset(names if self._has_file_names else (FILE_PREFIX + name for name in names))
+        return frozenset(self.named_as_files.state_dict())
 
     def load_weights(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take exactly the tensors of `weight_names` as frozen parameters, none copied. Raises UnsupportedFile."""
-        if not self._has_file_names:
-            state_dict = {name.removeprefix(FILE_PREFIX): tensor for name, tensor in state_dict.items()}
-        assign_weights(self.model, state_dict, "CLIP text encoder")
+        assign_weights(self.named_as_files, state_dict, "CLIP text encoder")
 
     def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
         """Start, tokens, end for each prompt; longer ones are cut to max_positions, the end is kept."""

@@ -140,6 +140,11 @@ class LlamaTextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.model = build_llama(config, device)
 
+    @property
+    def named_as_files(self) -> nn.Module:
+        """The layers in a module whose names are those of files, bare."""
+        return self.model
+
     def weight_names(self) -> frozenset[str]:
         """The tensors it wants, by their bare `LlamaModel` names; a file has more, which are not needed."""
         return frozenset(self.model.state_dict())

@@ -31,7 +31,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     it, or a folder that holds one of these. Raises FileMissing, FileUnreadable, UnsupportedFile.
     """
     path = Path(path)
-    file = tokenizer_file_in(path) or path / TOKENIZER_FILE if path.is_dir() else path
+    file = next(iter(tokenizer_files_in(path)), path / TOKENIZER_FILE) if path.is_dir() else path
     if not file.is_file():
         raise FileMissing(
             f"no tokenizer at {file}. A text encoder needs the {TOKENIZER_FILE} of its model: put it in the encoder's "
@@ -46,10 +46,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer_from_bytes(file.read_bytes(), str(file))
 
 
-def tokenizer_file_in(folder: Path) -> Path | None:
-    """The file in a folder that tells a tokenizer, or None."""
+def tokenizer_files_in(folder: Path) -> list[Path]:
+    """The files in a folder that tell a tokenizer, one for each form that is complete."""
     forms = ((TOKENIZER_FILE,), (VOCAB_FILE, MERGES_FILE), (RANKS_FILE,))
-    return next((folder / form[0] for form in forms if all((folder / name).is_file() for name in form)), None)
+    return [folder / form[0] for form in forms if all((folder / name).is_file() for name in form)]
 
 
 def tokenizer_from_bytes(data: bytes, origin: str) -> Tokenizer:

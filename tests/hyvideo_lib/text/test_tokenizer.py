@@ -4,7 +4,7 @@ import pytest
 
 from hyvideo_lib.errors import FileMissing, FileUnreadable, UnsupportedFile
 from hyvideo_lib.text import load_tokenizer
-from hyvideo_lib.text.tokenizer import tokenizer_file_in, tokenizer_from_bytes
+from hyvideo_lib.text.tokenizer import tokenizer_files_in, tokenizer_from_bytes
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 TINY = GOLDENS / "te_llama_tiny.tokenizer.json"
@@ -59,14 +59,17 @@ def test_a_table_of_ranks_is_told_from_json():
 @pytest.mark.parametrize(
     ("names", "found"),
     [
-        ((), None),
-        (("vocab.json",), None),
-        (("vocab.json", "merges.txt"), "vocab.json"),
-        (("tokenizer.model",), "tokenizer.model"),
-        (("vocab.json", "merges.txt", "tokenizer.model", "tokenizer.json"), "tokenizer.json"),
+        ((), []),
+        (("vocab.json",), []),
+        (("vocab.json", "merges.txt"), ["vocab.json"]),
+        (("tokenizer.model",), ["tokenizer.model"]),
+        (
+            ("vocab.json", "merges.txt", "tokenizer.model", "tokenizer.json"),
+            ["tokenizer.json", "vocab.json", "tokenizer.model"],
+        ),
     ],
 )
 def test_a_folder_is_searched_for_every_form(tmp_path, names, found):
     for name in names:
         (tmp_path / name).touch()
-    assert tokenizer_file_in(tmp_path) == (tmp_path / found if found else None)
+    assert [file.name for file in tokenizer_files_in(tmp_path)] == found
