@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,28 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=ASK))
 
 
+def put_demo_files(models: Path) -> None:
+    """The demo's files under the names that the workflows for the released model ask for."""
+    from comfy_server import PACK
+
+    from hyvideo_lib.demo import assets
+
+    kinds = {
+        "HyvLoadTransformer": {"file": ("diffusion_models", assets.TRANSFORMER)},
+        "HyvLoadVAE": {"file": ("vae", assets.VAE)},
+        "HyvLoadTextEncoders": {"llm": ("text_encoders", assets.LLM), "clip": ("text_encoders", assets.CLIP)},
+    }
+    for path in (PACK / "workflows" / "api").glob("720p_text_to_video*.json"):
+        for node in json.loads(path.read_text()).values():
+            for key, (folder, source) in kinds.get(node["class_type"], {}).items():
+                target = models / folder / node["inputs"][key]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+                tokenizer = source.with_suffix(".tokenizer.json")
+                if tokenizer.is_file():
+                    shutil.copy(tokenizer, target.with_suffix(".tokenizer.json"))
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     from comfy_server import Server
@@ -30,6 +54,7 @@ def server(tmp_path_factory):
     shutil.copy(assets.VAE, models / "a_vae.safetensors")
     (models / "cut.safetensors").write_bytes(assets.TRANSFORMER.read_bytes()[:100_000])
     (models / "words.safetensors").write_bytes(b"this is no model" * 10)
+    put_demo_files(base / "models")
     with Server(base) as running:
         yield running
 
