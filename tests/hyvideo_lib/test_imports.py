@@ -17,7 +17,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "hyvideo_lib"
 GROUND = {"errors", "host", "geometry", "finite"}
 MODELS = {"transformer", "vae", "text"}
-LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "memory", "quant", "sampling", "checkpoint", "video"}
+LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "memory", "quant", "sampling"}
+LIBRARY |= {"checkpoint", "lora", "video"}
 MAY_IMPORT = {
     "errors": set(),
     "host": {"errors"},
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "sampling": GROUND,
     "quant": {"errors", "transformer"},  # its layers are the transformer's, with another cast
     "checkpoint": GROUND | MODELS | {"atomic", "quant"},
+    "lora": {"errors", "atomic", "transformer", "checkpoint"},
     "video": {"errors", "geometry", "atomic"},
     "demo": LIBRARY,
     "pipeline": LIBRARY | {"demo"},

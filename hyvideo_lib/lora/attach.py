@@ -1,0 +1,170 @@
+"""LoRAs on a transformer for the length of a run: added to what layers put out, never to their stored weights.
+
+W x + s B (A x) is computed instead of (W + s B A) x, so it is the same for weights of every storage, wherever they
+rest, and what is taken away again leaves no trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InvalidSetting
+from ..transformer import HunyuanVideoTransformer
+from ..transformer.ops import Adapter, Conv3d, Linear
+from .blocks import ALL_BLOCKS, BlockChoice
+from .read import Lora
+from .update import Weighted, joined_diffs, joined_factors
+
+MAX_STRENGTH = 10.0
+Adapted = Linear | Conv3d
+
+
+@dataclass(frozen=True, eq=False)
+class LoraUse:
+    """A LoRA as it is used: how strongly, and on which blocks. Raises InvalidSetting.
+
+    strength: -10..10; 1 is as trained, 0 is off, below 0 turns the effect round.
+    """
+
+    lora: Lora
+    strength: float = 1.0
+    blocks: BlockChoice = ALL_BLOCKS
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        self.blocks.check(self.lora.config.num_double_blocks, self.lora.config.num_single_blocks)
+
+
+def check_strength(strength: float) -> float:
+    """The strength itself. Raises InvalidSetting outside -10..10."""
+    if not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
+        raise InvalidSetting(
+            f"The LoRA's strength is {strength:g}, but must be from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}. 1 is as "
+            "trained, 0 is off."
+        )
+    return strength
+
+
+class LinearAdapter:
+    """What all LoRAs of a run add to a Linear, as one product. Called as the layer calls its adapters.
+
+    The matrices come to the input's device and dtype at the first call and stay there as long as the adapter lives.
+    """
+
+    def __init__(self, layer: nn.Module, out_features: int, updates: Sequence[Weighted]) -> None:
+        self._layer = layer
+        self._out_features = out_features
+        self._updates = updates
+        self._placed: tuple[torch.device, torch.dtype] | None = None
+        self._factors: tuple[Tensor, Tensor] | None = None
+        self._diffs: tuple[Tensor | None, ...] = (None, None)
+
+    def __call__(self, x: Tensor, rows: slice) -> Tensor:
+        if self._placed != (x.device, x.dtype):
+            self._place(x.device, x.dtype)
+        terms = []
+        if self._factors:
+            down, up = self._factors
+            terms.append(self._expand(self._multiply(x, down), up[rows]))
+        weight, bias = self._diffs
+        if weight is not None:
+            terms.append(self._multiply(x, weight[rows]))
+        if bias is not None:
+            terms.append(self._spread(bias[rows]))
+        return sum(terms[1:], terms[0])
+
+    def _place(self, device: torch.device, dtype: torch.dtype) -> None:
+        factors = joined_factors(self._updates, self._out_features, dtype)
+        self._factors = (factors[0].to(device), factors[1].to(device)) if factors else None
+        diffs = joined_diffs(self._updates, self._out_features, dtype)
+        self._diffs = tuple(None if diff is None else diff.to(device) for diff in diffs)
+        self._placed = device, dtype
+
+    def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What the layer would make of x with this weight [N, in] and no bias."""
+        return F.linear(x, weight)
+
+    def _expand(self, x: Tensor, up: Tensor) -> Tensor:
+        """up [N, R] times the R features of x."""
+        return F.linear(x, up)
+
+    def _spread(self, bias: Tensor) -> Tensor:
+        """A bias in a shape that adds to the layer's output."""
+        return bias
+
+
+class Conv3dAdapter(LinearAdapter):
+    """The same for a convolution, whose weight counts as a matrix over its patches."""
+
+    _layer: nn.Conv3d
+
+    def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        layer = self._layer
+        kernel = weight.unflatten(1, (layer.in_channels, *layer.kernel_size))
+        return F.conv3d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
+
+    def _expand(self, x: Tensor, up: Tensor) -> Tensor:
+        return F.conv3d(x, up[:, :, None, None, None])
+
+    def _spread(self, bias: Tensor) -> Tensor:
+        return bias[:, None, None, None]
+
+
+def collect_updates(loras: Sequence[LoraUse]) -> dict[str, list[Weighted]]:
+    """What all LoRAs together add, by layer; those of strength 0 add nothing."""
+    updates: dict[str, list[Weighted]] = {}
+    for use in loras:
+        if use.strength == 0:
+            continue
+        for layer, parts in use.lora.updates.items():
+            if use.blocks.includes(layer):
+                updates.setdefault(layer, []).extend((part, use.strength) for part in parts)
+    return updates
+
+
+@contextmanager
+def attach(model: HunyuanVideoTransformer, loras: Sequence[LoraUse]) -> Iterator[None]:
+    """Let LoRAs act on a transformer within the block; afterwards, also after an error, it is as it was.
+
+    Raises InvalidSetting for a LoRA that was read for a transformer of other sizes.
+    """
+    for use in loras:
+        if use.lora.config != model.config:
+            raise InvalidSetting(
+                f"{use.lora.coverage.file} was read for a transformer of other sizes. Load it again for this one."
+            )
+    before: list[tuple[Adapted, tuple[Adapter, ...] | None]] = []
+    try:
+        for name, adapter in make_adapters(model, collect_updates(loras)).items():
+            layer = cast(Adapted, model.get_submodule(name))
+            before.append((layer, vars(layer).get("adapters")))
+            layer.adapters = (*layer.adapters, adapter)
+        yield
+    finally:
+        for layer, adapters in reversed(before):
+            if adapters is None:
+                del layer.adapters
+            else:
+                layer.adapters = adapters
+
+
+def make_adapters(model: nn.Module, updates: Mapping[str, Sequence[Weighted]]) -> dict[str, LinearAdapter]:
+    """An adapter for each layer that is changed, by its path."""
+    adapters: dict[str, LinearAdapter] = {}
+    for name, parts in updates.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Conv3d):
+            adapters[name] = Conv3dAdapter(layer, layer.out_channels, parts)
+        elif isinstance(layer, nn.Linear):
+            adapters[name] = LinearAdapter(layer, layer.out_features, parts)
+        else:
+            raise TypeError(f"{name} is a {type(layer).__name__}, which cannot have a LoRA.")
+    return adapters

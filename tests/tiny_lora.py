@@ -1,0 +1,25 @@
+"""A LoRA for the tiny transformer."""
+
+from __future__ import annotations
+
+import torch
+from tiny import TRANSFORMER
+
+from hyvideo_lib.lora import LowRank
+from hyvideo_lib.lora.names import layer_sizes
+
+RANK, SCALE = 3, 0.5
+
+
+def make_layers(
+    names: tuple[str, ...] | None = None, seed: int = 0, dtype: torch.dtype = torch.float32, size: float = 1.0
+) -> dict[str, LowRank]:
+    """Products for the named layers of the tiny transformer, all of its Linears by default."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for name, layer in layer_sizes(TRANSFORMER).items():
+        if name in (names or ()) or (names is None and name != "img_in.proj"):
+            down = torch.randn(RANK, layer.in_features, generator=generator) * layer.in_features**-0.5
+            up = torch.randn(layer.out_features, RANK, generator=generator) * size
+            layers[name] = LowRank(down.to(dtype), up.to(dtype), SCALE)
+    return layers
