@@ -37,6 +37,17 @@ def dequantize_fp8(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> 
     return weight if scale is None else weight * scale.to(dtype)
 
 
+def dequantize_scaled(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight that a layer of fp8 or int8 numbers multiplies with, in `dtype`.
+
+    scale: [] or [1], or [out, 1] with one for each row. fp8 is defined in `dtype`, as above. int8 is defined in
+    float32 and rounded once: a scale in 16 bits would cost more than the numbers' own precision.
+    """
+    if weight.dtype in FP8_DTYPES:
+        return dequantize_fp8(weight, scale, dtype)
+    return (weight.float() * scale.float()).to(dtype)
+
+
 def cast_fp8(weight: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
     """Nearest fp8 number, without scale. Beyond the format's range it saturates; a bare cast gives NaN or
     infinity there, depending on PyTorch's version."""

@@ -1,0 +1,88 @@
+"""Weights as files keep them: numbers and what they are multiplied with, or blocks of bytes.
+
+Each kind knows the dense weight that it stands for, which is the definition of what its layer computes, and the layer
+that keeps it as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..transformer.ops import Linear
+from .fp8 import FP8_DTYPES, dequantize_scaled
+from .fp8_matmul import Fp8MatmulLinear
+from .ggml import GGML_FORMATS, dequantize_ggml
+from .linear import BlockLinear, ScaledLinear
+
+
+class StoredWeight(Protocol):
+    """One weight in its storage form."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense weight."""
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight itself, in `dtype`."""
+
+    def make_layer(self, in_features: int, out_features: int, has_bias: bool, fp8_matmul: bool) -> Linear:
+        """A layer on the meta device that takes `entries`. fp8_matmul: multiply in fp8 where this weight allows it."""
+
+    def entries(self) -> dict[str, Tensor]:
+        """The layer's state but its bias, by the last words of the names."""
+
+
+@dataclass(frozen=True)
+class ScaledWeight:
+    """fp8 or int8 numbers, with one scale or one for each row.
+
+    scale: [1] or [out, 1]. input_scale: [1], what activations are divided by where they are multiplied in fp8.
+    full_precision: the file asks for no fp8 products with this weight.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    input_scale: Tensor | None = None
+    full_precision: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return dequantize_scaled(self.weight, self.scale, dtype)
+
+    def make_layer(self, in_features: int, out_features: int, has_bias: bool, fp8_matmul: bool) -> Linear:
+        if fp8_matmul and not self.full_precision and self.weight.dtype in FP8_DTYPES and self.scale.numel() == 1:
+            return Fp8MatmulLinear(in_features, out_features, has_bias)
+        return ScaledLinear(in_features, out_features, has_bias, num_scales=self.scale.numel())
+
+    def entries(self) -> dict[str, Tensor]:
+        input_scale = torch.ones(1) if self.input_scale is None else self.input_scale
+        return {"weight": self.weight, "weight_scale": self.scale, "input_scale": input_scale}
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """Rows of ggml blocks. data: [out, bytes of a row] uint8; ggml_type: a name in GGML_FORMATS."""
+
+    data: Tensor
+    ggml_type: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        block = GGML_FORMATS[self.ggml_type]
+        return (*self.data.shape[:-1], self.data.shape[-1] // block.num_bytes * block.numbers)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return dequantize_ggml(self.data, self.ggml_type, dtype)
+
+    def make_layer(self, in_features: int, out_features: int, has_bias: bool, fp8_matmul: bool) -> Linear:
+        return BlockLinear(in_features, out_features, has_bias, self.ggml_type)
+
+    def entries(self) -> dict[str, Tensor]:
+        return {"weight": self.data}
