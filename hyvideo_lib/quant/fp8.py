@@ -33,8 +33,10 @@ def dequantize_fp8(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> 
 
     The scale is rounded to `dtype` first, as the reference does it.
     """
-    weight = weight.to(dtype)
-    return weight if scale is None else weight * scale.to(dtype)
+    dense = weight.to(dtype)
+    if scale is None:
+        return dense
+    return dense * scale.to(dtype) if dense is weight else dense.mul_(scale.to(dtype))  # no second copy of a layer
 
 
 def dequantize_scaled(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 SUPER = 256  # numbers of a super-block, in the formats whose names end in K
+PIECE = 2**22  # numbers decoded at a time: decoding takes a few times their bytes, which a whole layer's would not fit
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,12 @@ def dequantize_ggml(data: Tensor, ggml_type: str, dtype: torch.dtype = torch.flo
     block = GGML_FORMATS[ggml_type]
     if data.dtype != torch.uint8 or data.shape[-1] % block.num_bytes:
         raise ValueError(f"{ggml_type} rows are uint8 in blocks of {block.num_bytes}, not {data.dtype} {data.shape}.")
-    decoded = block.decode(data.reshape(-1, block.num_bytes))
-    width = data.shape[-1] // block.num_bytes * block.numbers
-    return decoded.reshape(*data.shape[:-1], width).to(dtype)
+    blocks = data.reshape(-1, block.num_bytes)
+    numbers = torch.empty(len(blocks), block.numbers, dtype=dtype, device=data.device)
+    step = PIECE // block.numbers
+    for start in range(0, len(blocks), step):
+        numbers[start : start + step] = block.decode(blocks[start : start + step])
+    return numbers.view(*data.shape[:-1], data.shape[-1] // block.num_bytes * block.numbers)
 
 
 # Pieces of blocks

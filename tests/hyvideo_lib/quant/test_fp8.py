@@ -62,6 +62,13 @@ def test_scale_may_be_a_scalar_or_one_element(scale: torch.Tensor) -> None:
     assert torch.equal(dequantize_fp8(weight, scale, torch.float32), torch.tensor([[0.25, -0.5]]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float32])
+def test_the_stored_weight_is_never_written_to(dtype: torch.dtype) -> None:
+    weight = torch.tensor([[1.0, -2.0]]).to(dtype)
+    dequantize_fp8(weight, torch.tensor(0.25), torch.float32)
+    assert weight.float().tolist() == [[1.0, -2.0]]
+
+
 def test_no_scale_is_scale_one() -> None:
     weight = torch.tensor([[1.0, -2.0]]).to(torch.float8_e4m3fn)
     assert torch.equal(dequantize_fp8(weight, None, torch.bfloat16), weight.bfloat16())

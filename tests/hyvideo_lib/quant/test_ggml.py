@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyvideo_lib.quant import ggml
 from hyvideo_lib.quant.ggml import GGML_FORMATS, dequantize_ggml
 
 EXTREMES = np.array([0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00], np.uint16)
@@ -69,6 +70,18 @@ def test_other_dtypes_are_the_float32_numbers_rounded_once(name: str, dtype: tor
     found = dequantize_ggml(raw, name, dtype)
     assert found.shape == (4, 2, GGML_FORMATS[name].numbers)
     assert torch.equal(found.nan_to_num(), dequantize_ggml(raw, name).to(dtype).nan_to_num())
+
+
+@pytest.mark.parametrize("name", GGML_FORMATS)
+def test_decoding_in_pieces_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = torch.randint(0, 256, (5, 3 * GGML_FORMATS[name].num_bytes), dtype=torch.uint8)
+    whole = dequantize_ggml(raw, name)
+    monkeypatch.setattr(ggml, "PIECE", 512)
+    assert_same_bits(dequantize_ggml(raw, name), whole)
+
+
+def test_no_rows_are_no_numbers() -> None:
+    assert dequantize_ggml(torch.zeros(0, 34, dtype=torch.uint8), "q8_0").shape == (0, 32)
 
 
 def test_rows_that_are_not_whole_blocks_are_refused() -> None:
