@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -89,8 +90,9 @@ def translate(header: Header, kind: str, layout: str) -> Translated:
     if layout == "llama_cpp":
         return translate_llama_cpp(header)
     if layout == "huggingface_bare":
-        tensors = {f"text_model.{name}": info for name, info in header.tensors.items()}
-        sources = {f"text_model.{name}": (Source(name),) for name in header.tensors}
+        names = {name: name if name in MARKERS else f"text_model.{name}" for name in header.tensors}
+        tensors = {names[name]: info for name, info in header.tensors.items()}
+        sources = {ours: (Source(name),) for name, ours in names.items()}
         return Translated(replace(header, tensors=MappingProxyType(tensors)), MappingProxyType(sources), ())
     return to_tencent(header, kind, layout)
 
@@ -102,7 +104,7 @@ def _compare(findings: Findings, translated: Translated, config: Any) -> Finding
     refused = storage_refusal(findings.quantization, ACCEPTED_SCHEMES[kind], ())
     try:
         config = config or blueprint.config_from_header(header)
-        contents = blueprint.contents(config)
+        contents = _contents(kind, config)
     except InvalidSetting as error:
         hint = f"What tensors cannot tell may stand in the metadata under {METADATA_KEY!r}, or be given as config."
         return replace(findings, reason=refused or f"Its sizes do not fit together: {error} {hint}")
@@ -146,6 +148,12 @@ def _compare(findings: Findings, translated: Translated, config: Any) -> Finding
         wrong_shapes=wrong_shapes,
         notes=storage_notes(findings.quantization, header),
     )
+
+
+@lru_cache(maxsize=8)
+def _contents(kind: str, config: Any) -> Contents:
+    """What a file of these sizes must hold. Kept, because a file is looked at more than once before it is loaded."""
+    return BLUEPRINTS[kind].contents(config)
 
 
 @dataclass(frozen=True)

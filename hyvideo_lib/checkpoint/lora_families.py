@@ -59,32 +59,41 @@ _PREFIXES = (
     "model.diffusion_model.",
     "",
 )
-_JOINT = r"[._]"
-# Whose module names: looked for after the prefix, with dots or underscores between the words, the first hit counts.
-_MODULES = (
-    (
-        "other",
-        r"blocks[._]\d+[._](?:self_attn|cross_attn)[._]|double_blocks[._]\d+[._]img_attn_[qkv](?![a-z])"
-        r"|down_blocks[._]|up_blocks[._]|mid_block[._]|(?:input|output|middle)_blocks?[._]"
-        r"|transformer_blocks[._]\d+[._]attn[12][._]|joint_blocks[._]|text_model[._]|double_blocks[._](?:2[0-9]|[3-9]\d)[._]"
-        r"|byt5_in|vision_in|cond_type_embed",
-    ),
-    (
-        "diffusers",
-        r"transformer_blocks[._]\d+[._]|context_embedder[._]|norm_out[._]linear|x_embedder[._]|proj_out(?![a-z_])"
-        r"|time_text_embed[._]",
-    ),
-    (
-        "comfyui",
-        r"(?:img|txt)_attn\.(?:qkv|proj)|(?:img|txt)_mlp[._][02](?!\d)|(?:img|txt)_mod[._]lin(?![a-z])"
-        r"|modulation[._]lin(?![a-z])|self_attn\.(?:qkv|proj)",
-    ),
-    (
-        "tencent",
-        r"double_blocks[._]|single_blocks[._]|txt_in[._]|img_in[._]|final_layer[._]|(?:time|vector|guidance)_in[._]",
-    ),
+# Whose module names: looked for after the prefix, with dots or underscores between the words; the first hit counts.
+_MODULES = tuple(
+    (names, re.compile("|".join(patterns)))
+    for names, patterns in (
+        (
+            "other",
+            (
+                r"^blocks[._]\d+[._](?:self_attn|cross_attn|attn[12])[._]",  # Wan
+                r"transformer_blocks[._]\d+[._]attn[12][._]",  # LTX, Stable Diffusion
+                r"(?:^|[._])(?:down|up)_blocks[._]|(?:^|[._])mid_block[._]|^(?:input|output|middle)_blocks?[._]",
+                r"^te\d?_|^text_model[._]|^joint_blocks[._]",
+                r"double_blocks[._]\d+[._](?:img|txt)_attn_[qkv](?![a-z])",  # HunyuanVideo 1.5
+                r"double_blocks[._](?:[2-9]\d|\d{3,})[._]|^byt5_in|^vision_in|^cond_type_embed|^context_embedder_2",
+            ),
+        ),
+        (
+            "diffusers",
+            (
+                r"(?:^|[._])(?:single_)?transformer_blocks[._]\d+[._]|^context_embedder[._]|^norm_out[._]linear",
+                r"^x_embedder[._]|^proj_out$|^time_text_embed[._]",
+            ),
+        ),
+        (
+            "comfyui",
+            (
+                r"(?:img|txt)_attn\.(?:qkv|proj)|(?:img|txt)_mlp[._][02]$|(?:img|txt)_mod[._]lin$|modulation[._]lin$",
+                r"\.self_attn\.(?:qkv|proj)$|[._]mlp[._][02]$",
+            ),
+        ),
+        (
+            "tencent",
+            (r"^(?:double_blocks|single_blocks|txt_in|img_in|final_layer|time_in|vector_in|guidance_in)[._]",),
+        ),
+    )
 )
-_MODULE_PATTERNS = tuple((name, re.compile(f"^(?:{pattern})|{_JOINT}(?:{pattern})")) for name, pattern in _MODULES)
 _FLUX_BLOCKS = (19, 38)  # double and single, all of them; HunyuanVideo has 20 and 40
 
 # (prefix, module names) -> the family's name in the table of LoRA layouts.
@@ -179,7 +188,7 @@ def _module_names(paths: Iterable[str]) -> str:
     """Whose module names these are: the first of the table that any path has. Tencent's, with underscores for dots, are
     partly ComfyUI's too; what only one of them has decides."""
     whole = list(paths)
-    for names, pattern in _MODULE_PATTERNS:
+    for names, pattern in _MODULES:
         if any(pattern.search(path) for path in whole):
             return names
     return "other"

@@ -19,6 +19,7 @@ from .read import Header, TensorInfo
 MAX_MEMBERS = 100_000
 MAX_PICKLE_BYTES = 32_000_000  # of data.pkl; a 13B transformer's has about 0.1 MB
 MAX_DIRECTORY_BYTES = 64_000_000
+OLD_PICKLES = 4  # an old PyTorch file is this many pickles in a row; the last of them has the names
 OLD_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _TEXTS = frozenset(("SHORT_BINUNICODE", "BINUNICODE", "UNICODE"))
 _NAME = re.compile(r"[A-Za-z_][\w.\-]*\.[\w.\-]*[A-Za-z_0-9]", re.ASCII)
@@ -51,11 +52,12 @@ class PickleFacts:
 def read_pickle(path: Path) -> PickleFacts | None:
     """The facts of a file that is a zip or begins like a pickle; None for any other. Raises OSError only."""
     with path.open("rb") as file:
-        head = file.read(4)
-        if head.startswith(OLD_MAGIC):
+        head = file.read(9)
+        # The length of a safetensors header may begin with the same two bytes; its ninth is always a brace.
+        if head.startswith(OLD_MAGIC) and head[8:] != b"{":
             file.seek(0)
             return PickleFacts("pickle", 0, _names(file.read(MAX_PICKLE_BYTES)))
-    if head != b"PK\x03\x04":
+    if not head.startswith(b"PK\x03\x04"):
         return None
     try:
         return _read_zip(path)
@@ -81,10 +83,12 @@ def _read_zip(path: Path) -> PickleFacts:
 def _names(opcodes: bytes) -> tuple[str, ...]:
     """Texts among a pickle's opcodes that look like names of tensors, in their order. Opcodes are read, never run."""
     names: dict[str, None] = {}
+    stream = io.BytesIO(opcodes)
     try:
-        for opcode, argument, _ in pickletools.genops(io.BytesIO(opcodes)):
-            if opcode.name in _TEXTS and isinstance(argument, str) and _NAME.fullmatch(argument[:256]):
-                names[argument[:256]] = None
+        for _ in range(OLD_PICKLES):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in _TEXTS and isinstance(argument, str) and _NAME.fullmatch(argument[:256]):
+                    names[argument[:256]] = None
     except (ValueError, UnicodeError, IndexError, OverflowError):
         pass  # damaged or cut short: what was read so far is what there is
     return tuple(names)

@@ -71,7 +71,7 @@ _MARKERS = {"scaled_fp8": "comfyui_fp8_scaled"}
 
 def file_scheme(header: Header) -> str:
     """The name of the scheme of a file's weights, one of SCHEMES. header: any names, with or without a prefix."""
-    if getattr(header, "format", "") == "gguf":
+    if header.format == "gguf":
         return "gguf"
     ends = {scheme for name in header.tensors for end, scheme in _ENDS if name.endswith(end)}
     dtypes = {name.rpartition(".")[2]: info.dtype for name, info in header.tensors.items()}
@@ -102,7 +102,7 @@ def tensor_scheme(name: str, header: Header) -> str:
         for end, scheme in _ENDS:
             if module + end in header.tensors:
                 return scheme
-    if getattr(header, "format", "") == "gguf":
+    if header.format == "gguf":
         return "gguf" if dtype not in FLOATS else "none"
     return "fp8_cast" if dtype.startswith("float8") and leaf == "weight" else "none"
 
