@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import nn
 
 from hyvideo_lib.checkpoint import load_text_encoder, load_transformer, load_vae, read_header
-from hyvideo_lib.errors import FileMissing, InvalidSetting, UnsupportedFile, WrongKind
+from hyvideo_lib.errors import InvalidSetting, UnsupportedFile, WrongKind
 from hyvideo_lib.quant import dequantize_fp8, is_kept_in_plain_fp8, plain_fp8_state_dict, quantize_fp8
-from hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
 from hyvideo_lib.transformer import HunyuanVideoTransformer
 from hyvideo_lib.vae import CausalVideoVAE
 
@@ -42,12 +38,6 @@ def save_model(tmp_path: Path, goldens: Path) -> SaveModel:
         return path
 
     return save
-
-
-@pytest.fixture
-def clip_tokenizer() -> Tokenizer:
-    words = {f"w{index}": index for index in range(38)} | {"<|startoftext|>": 38, "<|endoftext|>": 39}
-    return Tokenizer(WordLevel(words, unk_token="w0"))
 
 
 def run(model: HunyuanVideoTransformer) -> torch.Tensor:
@@ -180,49 +170,6 @@ def test_vae_loads_in_its_compute_dtype(save_model: SaveModel) -> None:
     assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
     assert vae.decode(torch.zeros(1, 4, 1, 2, 2)).shape == (1, 3, 1, 16, 16)
     assert len(spans(load_vae(path, compute_dtype=torch.bfloat16))) == 1
-
-
-def test_llama_loads_mapped_with_the_tokenizer_beside_it(save_model: SaveModel, goldens: Path) -> None:
-    path = save_model("te_llama_tiny")
-    shutil.copy(goldens / "te_llama_tiny.tokenizer.json", path.with_name("te_llama_tiny.tokenizer.json"))
-    encoder = load_text_encoder(path)
-    assert isinstance(encoder, LlamaTextEncoder)
-    assert spans(encoder.model) == {(next(iter(spans(encoder.model)))[0], path.stat().st_size)}
-    states, mask = encoder.encode(encoder.tokenize(["a cat walks on the grass"]))
-    assert states.isfinite().all()
-    assert states.shape[:2] == mask.shape
-
-
-def test_llama_under_a_prefix_with_a_head_loads_alike(save_model: SaveModel, goldens: Path) -> None:
-    tokenizer = goldens / "te_llama_tiny.tokenizer.json"
-    plain = load_text_encoder(save_model("te_llama_tiny"), tokenizer).state_dict()
-
-    def wrap(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {f"model.{name}": tensor for name, tensor in tensors.items()} | {"lm_head.weight": torch.zeros(81, 32)}
-
-    wrapped = load_text_encoder(save_model("te_llama_tiny", wrap), tokenizer).state_dict()
-    assert all(torch.equal(plain[name], wrapped[name]) for name in plain)
-
-
-def test_clip_loads_with_a_tokenizer_given(save_model: SaveModel, clip_tokenizer: Tokenizer) -> None:
-    path = save_model("te_clip_tiny")
-    encoder = load_text_encoder(path, clip_tokenizer, compute_dtype=torch.float32)
-    assert isinstance(encoder, ClipTextEncoder)
-    assert encoder.encode(["w1 w2"]).shape == (1, 24)
-    clip_tokenizer.save(str(path.with_name("tokenizer.json")))
-    beside = load_text_encoder(path, compute_dtype=torch.float32)
-    assert torch.equal(encoder.encode(["w3"]), beside.encode(["w3"]))
-
-
-def test_text_encoder_of_fp8_weights_computes_in_bfloat16(save_model: SaveModel, goldens: Path) -> None:
-    path = save_model("te_llama_tiny", lambda tensors: {name: tensor.to(FP8) for name, tensor in tensors.items()})
-    encoder = load_text_encoder(path, goldens / "te_llama_tiny.tokenizer.json")
-    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
-
-
-def test_missing_tokenizer_says_where_it_was_sought(save_model: SaveModel) -> None:
-    with pytest.raises(FileMissing, match=r"te_llama_tiny\.tokenizer\.json and tokenizer\.json"):
-        load_text_encoder(save_model("te_llama_tiny"))
 
 
 @pytest.mark.parametrize(
