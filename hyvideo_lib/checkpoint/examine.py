@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -103,7 +104,7 @@ def _compare(findings: Findings, translated: Translated, config: Any) -> Finding
     refused = storage_refusal(findings.quantization, ACCEPTED_SCHEMES[kind], ())
     try:
         config = config or blueprint.config_from_header(header)
-        contents = blueprint.contents(config)
+        contents = _contents(kind, config)
     except InvalidSetting as error:
         hint = f"What tensors cannot tell may stand in the metadata under {METADATA_KEY!r}, or be given as config."
         return replace(findings, reason=refused or f"Its sizes do not fit together: {error} {hint}")
@@ -147,6 +148,12 @@ def _compare(findings: Findings, translated: Translated, config: Any) -> Finding
         wrong_shapes=wrong_shapes,
         notes=storage_notes(findings.quantization, header),
     )
+
+
+@lru_cache(maxsize=8)
+def _contents(kind: str, config: Any) -> Contents:
+    """What a file of these sizes must hold. Kept, because a file is looked at more than once before it is loaded."""
+    return BLUEPRINTS[kind].contents(config)
 
 
 @dataclass(frozen=True)
