@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
+from gguf_file import entry, write_gguf
+from safetensors.torch import save_file
 from torch import nn
 
+from hyvideo_lib.checkpoint.read import map_tensors, read_header
 from hyvideo_lib.errors import InvalidSetting, UnsupportedFile
 from hyvideo_lib.quant import SCHEMES, cast_fp8, dequantize_ggml, install, quantize_fp8, restore
 from hyvideo_lib.quant.fp8_matmul import Fp8MatmulLinear
 from hyvideo_lib.quant.ggml import GGML_FORMATS
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
+from hyvideo_lib.quant.stored import BlockWeight
 from hyvideo_lib.transformer import HunyuanVideoTransformer, TransformerConfig
 from hyvideo_lib.transformer.ops import Linear
 
@@ -79,7 +84,7 @@ def of_comfyui_quant() -> Stored:
     text = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
     layers = [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]
     tensors[f"{layers[0]}.weight"] = tensors[f"{layers[0]}.weight"].view(torch.uint8)  # as older files have it
-    return {**tensors, **{f"{layer}.comfy_quant": text for layer in layers}}, dense, {}
+    return {**tensors, **{f"{layer}.comfy_quant": text.clone() for layer in layers}}, dense, {}
 
 
 def of_int8() -> Stored:
@@ -194,10 +199,38 @@ def test_restored_as_plain_fp8_it_loads_again(file: str) -> None:
     run(installed(found, "fp8_scale"))
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_installs_as_it_lies(file: str, tmp_path: Path) -> None:
+    scheme, make = FILES[file]
+    tensors, dense, options = make()
+    path = tmp_path / "model"
+    if scheme == "gguf":
+        widths = {name: dense[name].shape[-1] for name in tensors}
+        blocks = {name: dtype for name, dtype in options["dtypes"].items() if dtype in GGML_FORMATS}
+        write_gguf(path, {name: entry(t, blocks.get(name, ""), widths[name]) for name, t in tensors.items()})
+    else:
+        save_file(tensors, path, options.get("metadata"))
+    header = read_header(path)
+    mapped = map_tensors(header)
+    dtypes = {name: info.dtype for name, info in header.tensors.items()}
+    model = installed(mapped, scheme, dtypes=dtypes, metadata=header.metadata)
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear):
+            assert torch.equal(layer.dense_weight(torch.float32), dense[f"{name}.weight"]), name
+            assert torch.equal(layer.bias.float(), dense[f"{name}.bias"]), name
+    storages = [tensor.untyped_storage() for tensor in mapped.values() if tensor.nbytes]
+    ((begin, size),) = {(storage.data_ptr(), storage.nbytes()) for storage in storages}
+    assert size == path.stat().st_size
+    assert all(begin <= parameter.data_ptr() < begin + size for parameter in model.parameters())
+
+
 def test_restoring_makes_one_tensor_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors, dense, options = of_gguf()
-    first = next(item for item in restore(tensors, "gguf", torch.float32, **options) if item[0].endswith("fc1.weight"))
-    assert torch.equal(first[1], dense[first[0]])
+    tensors, _, options = of_gguf()
+    made = []
+    monkeypatch.setattr(BlockWeight, "dense", lambda self, dtype: made.append(self) or torch.zeros(self.shape))
+    name = next(name for name, _ in restore(tensors, "gguf", torch.float32, **options) if tensors[name].ndim == 2)
+    assert name.endswith(".weight")
+    assert len(made) == 1
 
 
 def test_layers_are_those_of_the_storage() -> None:
