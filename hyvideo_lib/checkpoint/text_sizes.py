@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from ..errors import FileUnreadable
 from .folder import ShardedHeader, read_json
 from .read import Header
 from .sizes import METADATA_KEY
@@ -38,7 +39,7 @@ _SCALED_ROPE = (
 def with_text_sizes(header: Header) -> Header:
     """A header whose metadata has the sizes under METADATA_KEY, where they stand somewhere at all.
 
-    What a file says under that key itself is kept. Raises as `read_json`.
+    What a file says under that key itself is kept. Raises FileUnreadable.
     """
     if METADATA_KEY in header.metadata:
         return header
@@ -54,15 +55,23 @@ def _sizes_of_gguf(header: Header) -> dict[str, Any]:
         return {}
     if "rope_freqs.weight" in header.tensors:
         logger.warning(_SCALED_ROPE, header.path.name)
-    values = {
-        ours: json.loads(header.metadata[f"{family}.{theirs}"])
-        for theirs, ours in _GGUF_KEYS.items()
-        if f"{family}.{theirs}" in header.metadata
-    }
-    width, heads = (
-        header.metadata.get(f"{family}.{name}", "0") for name in ("embedding_length", "attention.head_count")
-    )
-    return _with_head_dim(values, json.loads(width), json.loads(heads))
+    values = {ours: _number(header, f"{family}.{theirs}") for theirs, ours in _GGUF_KEYS.items()}
+    width, heads = (_number(header, f"{family}.{name}") for name in ("embedding_length", "attention.head_count"))
+    return _with_head_dim({name: value for name, value in values.items() if value is not None}, width, heads)
+
+
+def _number(header: Header, key: str) -> Any:
+    """A number of the metadata, which is text there; None if it has no such entry. Raises FileUnreadable."""
+    text = header.metadata.get(key)
+    try:
+        value = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    if value is not None and type(value) not in (int, float):
+        raise FileUnreadable(
+            f"{header.path.name} gives {key} as {str(text)[:60]!r}, which is no number. Download it again."
+        )
+    return value
 
 
 def _sizes_of_folder(header: Header) -> dict[str, Any]:
