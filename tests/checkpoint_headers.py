@@ -31,7 +31,11 @@ GGML = {  # name -> (number of the type, numbers in a block, bytes of a block)
     "float32": (0, 1, 4),
     "float16": (1, 1, 2),
     "q4_0": (2, 32, 18),
+    "q4_1": (3, 32, 20),
+    "q5_0": (6, 32, 22),
+    "q5_1": (7, 32, 24),
     "q8_0": (8, 32, 34),
+    "q2_k": (10, 256, 84),
     "q3_k": (11, 256, 110),
     "q4_k": (12, 256, 144),
     "q5_k": (13, 256, 176),
@@ -187,4 +191,4 @@ REFUSED_STORAGES: dict[str, tuple[str, Callable[[Entries], Entries]]] = {
     "svdquant": ("svdquant", quantised("int8", {"qweight": ([8], "int8"), "wscales": ([8], "float16")})),
     "gptq": ("gptq", quantised("int32", {"qweight": ([8], "int32"), "qzeros": ([8], "int32")})),
 }
-GGUF_STORAGES = {name: block_format(name) for name in ("q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "float16", "bfloat16")}
+GGUF_STORAGES = {name: block_format(name) for name in GGML if name != "float32"}

@@ -32,7 +32,8 @@ _USE_VAE = "Use HunyuanVideo's own VAE (hunyuan_video_vae)."
 _USE_TEXT = "HunyuanVideo uses a Llama-3 (LLaVA) and a CLIP-L text encoder."
 _CLIP_IGNORED = (
     "text_model.embeddings.position_ids",
-    "embeddings.position_ids",
+    "text_model.text_projection",
+    "text_model.logit_scale",
     "vision_model.",
     "visual_projection.",
     "text_projection",

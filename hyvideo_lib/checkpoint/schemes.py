@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from ..quant import GGML_FORMATS
+from ..quant.comfy_quant import FORMATS as COMFYUI_FORMATS
 from .keymaps import COMPANIONS
 from .read import Header
+from .scale_map import map_beside
 
 FLOATS = frozenset(("float32", "float16", "bfloat16", "float64"))
 PLAIN_DTYPES = FLOATS | {"float8_e4m3fn", "float8_e5m2"}
-GGML_DTYPES = frozenset(("q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "float16", "bfloat16", "float32"))
 COMFYUI_METADATA = "_quantization_metadata"
 MAX_SCHEME_TEXT = 10_000_000  # characters of that entry that are looked at
 
@@ -38,7 +40,11 @@ SCHEMES: Mapping[str, Scheme] = {
     "fp8_scale": Scheme("fp8 with Tencent's scales"),
     "comfyui_fp8_scaled": Scheme("fp8 with ComfyUI's older scales (scale_weight)"),
     "comfyui_quant": Scheme("ComfyUI's newer scales (weight_scale)", PLAIN_DTYPES | {"int8"}),
-    "gguf": Scheme("GGUF", GGML_DTYPES),
+    "gguf": Scheme("GGUF", FLOATS | GGML_FORMATS.keys()),
+    "comfyui_other": Scheme(
+        "a format of ComfyUI unknown here",
+        refusal=f"Its weights are in a ComfyUI format unknown here; known: {', '.join(COMFYUI_FORMATS)}. {_USE}",
+    ),
     "nvfp4": Scheme("4-bit floating point (nvfp4)", refusal=f"Weights in nvfp4 are not supported. {_USE}"),
     "mxfp8": Scheme("fp8 in blocks (mxfp8)", refusal=f"Weights in mxfp8 are not supported. {_USE}"),
     "bitsandbytes": Scheme(
@@ -74,19 +80,21 @@ def file_scheme(header: Header) -> str:
     if header.format == "gguf":
         return "gguf"
     ends = {scheme for name in header.tensors for end, scheme in _ENDS if name.endswith(end)}
-    dtypes = {name.rpartition(".")[2]: info.dtype for name, info in header.tensors.items()}
     formats = _stated_formats(header.metadata)
+    block_scales = {info.dtype for name, info in header.tensors.items() if name.endswith(".weight_scale")}
     if "nvfp4" in formats:
         return "nvfp4"
-    if dtypes.get("weight_scale") == "float8_e8m0fnu" or any("mxfp8" in name for name in formats):
+    if "mxfp8" in formats or "float8_e8m0fnu" in block_scales:
         return "mxfp8"
+    if formats - COMFYUI_FORMATS.keys():
+        return "comfyui_other"
     for _, scheme in _ENDS:
         if scheme in ends:
             return scheme
     if formats:
         return "comfyui_quant"
     for marker, scheme in _MARKERS.items():
-        if marker in dtypes:
+        if any(name.rpartition(".")[2] == marker for name in header.tensors):
             return scheme
     return "fp8_cast" if any(info.dtype.startswith("float8") for info in header.tensors.values()) else "none"
 
@@ -135,6 +143,8 @@ def storage_notes(scheme: str, header: Header) -> tuple[str, ...]:
     if scheme == "comfyui_fp8_scaled" and weights["fp8_cast"]:
         return (f"fp8 weights without a scale in a scaled file: {weights['fp8_cast']}. They are taken as they are.",)
     last = header.tensors.get("final_layer.linear.weight")
+    if scheme == "fp8_cast" and map_beside(header.path).is_file():
+        return ("Its fp8 scales lie beside it, and are used.",)
     if scheme == "fp8_cast" and last is not None and not last.dtype.startswith("float8"):
         return (
             "fp8 without scales, and only inside the blocks, as in Tencent's own fp8 file: if it is that, its scale "

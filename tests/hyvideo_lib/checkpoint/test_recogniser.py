@@ -110,16 +110,6 @@ def transformers() -> Iterator[Case]:
             "i2v_concat_no_mask",
             prefix,
         )
-    yield Case(
-        "gguf q3_k",
-        lambda: headers.block_format("q3_k")(transformer("tencent")),
-        "transformer",
-        "tencent",
-        "t2v",
-        quantization="gguf",
-        says="stored as q3_k",
-        is_gguf=True,
-    )
 
 
 def extra(*names: str, shape: tuple[int, ...] = (3072, 3072)) -> Entries:

@@ -124,6 +124,11 @@ def test_fp8_without_its_scale_map_is_told(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     report = inspect_file(headers.write_safetensors(path, released("tencent_transformer_t2v_fp8")))
     assert any("scale map" in note for note in report.notes)
+    headers.write_safetensors(
+        tmp_path / "model_map.safetensors", released("tencent_transformer_t2v_fp8", "map_entries")
+    )
+    assert inspect_file(path).notes[0] == "Its fp8 scales lie beside it, and are used."
+    (tmp_path / "model_map.safetensors").unlink()
     report = inspect_file(headers.write_safetensors(path, released("kijai_transformer_t2v_fp8_e4m3fn")))
     assert not any("scale map" in note for note in report.notes)
 
@@ -133,12 +138,15 @@ def test_formats_named_in_the_metadata_count(tmp_path: Path) -> None:
     for text, scheme in (
         ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "nvfp4"}}}', "nvfp4"),
         ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "float8_e4m3fn"}}}', "comfyui_quant"),
+        ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "int8_blockwise"}}}', "comfyui_other"),
+        ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "mxfp8"}}}', "mxfp8"),
         ("not json", "none"),
         ('{"layers": [1]}', "none"),
         ("[" * 100_000, "none"),
     ):
         headers.write_safetensors(path, entries, {"_quantization_metadata": text})
-        assert inspect_file(path).quantization == scheme
+        report = inspect_file(path)
+        assert (report.quantization, report.supported) == (scheme, scheme in ("none", "comfyui_quant"))
 
 
 def test_an_odd_vocabulary_is_told(tmp_path: Path) -> None:
