@@ -1,6 +1,6 @@
-"""What a file is when it is not safetensors: told from its first bytes, named, with advice.
+"""What a file is when it is neither safetensors nor GGUF: told from its first bytes, named, with advice.
 
-People hand over pickles, GGUF files, Git LFS pointers and saved web pages under the name of a checkpoint. Each has a
+People hand over pickles, Git LFS pointers and saved web pages under the name of a checkpoint. Each has a
 signature; the table turns it into the sentence that helps.
 """
 
@@ -33,7 +33,6 @@ FOREIGN = (
     Foreign(b"\x80\x03", "a Python pickle", _CONVERT, UnsupportedFile),
     Foreign(b"\x80\x04", "a Python pickle", _CONVERT, UnsupportedFile),
     Foreign(b"\x80\x05", "a Python pickle", _CONVERT, UnsupportedFile),
-    Foreign(b"GGUF", "a GGUF file", "GGUF is not read yet; use a safetensors file (bf16 or fp8).", UnsupportedFile),
     Foreign(b"\x89HDF", "an HDF5 file", "Use a safetensors file.", UnsupportedFile),
     Foreign(b"version https://git-lfs", "a Git LFS pointer", "Fetch the file it points to with `git lfs pull`."),
     Foreign(b"<!doctype", "a web page", _DOWNLOAD),

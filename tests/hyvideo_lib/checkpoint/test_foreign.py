@@ -23,7 +23,6 @@ FILES: dict[str, tuple[bytes, type[BadInput], str]] = {
     "torch zip": (zip_bytes(), UnsupportedFile, "never opened"),
     "old pickle": (pickle.dumps({"a": 1}, protocol=2), UnsupportedFile, "never opened"),
     "pickle": (pickle.dumps(list(range(100))), UnsupportedFile, "never opened"),
-    "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(64), UnsupportedFile, "GGUF"),
     "LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
         FileUnreadable,
