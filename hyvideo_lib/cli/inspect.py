@@ -18,7 +18,13 @@ SUMMARY = "Tell what model files are, from their headers, and how videos were ma
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a .safetensors file, or an .mp4 of ours")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a .safetensors or .gguf file, a folder of shards, or an .mp4 of ours",
+    )
 
 
 def run(options: Namespace, console: Console) -> int:
@@ -72,17 +78,25 @@ def _model_text(report: FileReport) -> str:
         "size": f"{report.file_size / 1e9:.3f} GB, {report.num_parameters / 1e6:,.1f} M parameters in "
         f"{report.num_tensors} tensors",
     }
-    parts = {
-        group.name: f"{group.tensors} tensors, {group.parameters / 1e6:,.3f} M parameters, {group.dtype}"
-        for group in report.groups
-    }
+    complaints = {"missing": report.missing, "unexpected": report.unexpected, "wrong shape": report.wrong_shapes}
     lines = [str(report.path), f"  {KIND_NAMES.get(report.kind, report.kind)}; {verdict}"]
     lines += [_table({name: value for name, value in facts.items() if value})]
     lines += [f"  {note}" for note in report.notes]
     if report.config:
         lines += ["  sizes", _table(report.config, indent=4)]
-    lines += ["  parts", _table(parts, indent=4)]
+    lines += [f"  {fault}: {', '.join(names)}" for fault, names in complaints.items() if names]
+    lines += ["  parts", *_parts(report)]
     return "\n".join(lines)
+
+
+def _parts(report: FileReport) -> list[str]:
+    """A line for each group of tensors; a part whose tensors are stored in several ways has several."""
+    width = max((len(group.name) for group in report.groups), default=0)
+    return [
+        f"    {group.name:{width}}  {group.tensors} tensors, {group.parameters / 1e6:,.3f} M parameters, {group.dtype}"
+        + ("" if group.scheme == "none" else f" ({group.scheme})")
+        for group in report.groups
+    ]
 
 
 def _table(values: Mapping[str, Any], indent: int = 2) -> str:
