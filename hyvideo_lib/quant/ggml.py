@@ -2,7 +2,8 @@
 
 A quantised row is a run of blocks, each a handful of bytes with its own scale. What the bytes mean is defined by the
 ggml library; here it is a function a format, from blocks to float32, bit for bit what the `gguf` package computes.
-Products are formed in float32 and in the order given, because another order rounds differently.
+Products are formed in float32 and in the order given, because another order rounds differently; in place, because a
+layer's numbers are large.
 """
 
 from __future__ import annotations
@@ -90,27 +91,27 @@ def _six_bit_pairs(raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].contiguous().view(torch.int8).float() * _half(blocks[:, :2])
+    return blocks[:, 2:].contiguous().view(torch.int8).float().mul_(_half(blocks[:, :2]))
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
-    levels = _nibbles(blocks[:, 2:]).flatten(1).float() - 8
-    return _half(blocks[:, :2]) * levels
+    levels = _nibbles(blocks[:, 2:]).flatten(1).float().sub_(8)
+    return levels.mul_(_half(blocks[:, :2]))
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
     levels = _nibbles(blocks[:, 4:]).flatten(1).float()
-    return _half(blocks[:, :2]) * levels + _half(blocks[:, 2:4])
+    return levels.mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
     levels = _nibbles(blocks[:, 6:]).flatten(1) | (_fifth_bits(blocks[:, 2:6]) << 4)
-    return _half(blocks[:, :2]) * (levels.float() - 16)
+    return levels.float().sub_(16).mul_(_half(blocks[:, :2]))
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
     levels = _nibbles(blocks[:, 8:]).flatten(1) | (_fifth_bits(blocks[:, 4:8]) << 4)
-    return _half(blocks[:, :2]) * levels.float() + _half(blocks[:, 2:4])
+    return levels.float().mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
 
 
 # Super-blocks of 256 numbers: scales that have a scale
@@ -121,7 +122,7 @@ def _q2_k(blocks: Tensor) -> Tensor:
     scale = _half(blocks[:, 80:82]) * (packed & 0x0F).float()  # [N, 16]
     offset = _half(blocks[:, 82:84]) * (packed >> 4).float()
     fields = _bits(levels.reshape(-1, 32), 2).view(-1, 16, 16).float()  # halves of 128 numbers, four fields each
-    return (scale.unsqueeze(-1) * fields - offset.unsqueeze(-1)).flatten(1)
+    return fields.mul_(scale.unsqueeze(-1)).sub_(offset.unsqueeze(-1)).flatten(1)
 
 
 def _q3_k(blocks: Tensor) -> Tensor:
@@ -132,15 +133,15 @@ def _q3_k(blocks: Tensor) -> Tensor:
     scale = _half(blocks[:, 108:110]) * scales
     fields = _bits(low.reshape(-1, 32), 2).view(-1, 16, 16)
     has_high = _bits(high, 1).view(-1, 16, 16)
-    levels = fields.float() - ((has_high ^ 1) << 2).float()
-    return (scale.unsqueeze(-1) * levels).flatten(1)
+    levels = fields.float().sub_((has_high ^ 1) << 2)
+    return levels.mul_(scale.unsqueeze(-1)).flatten(1)
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
     scales, minima = _six_bit_pairs(blocks[:, 4:16])
     scale, offset = _half(blocks[:, :2]) * scales.float(), _half(blocks[:, 2:4]) * minima.float()  # [N, 8]
     levels = _nibbles(blocks[:, 16:].reshape(-1, 32)).view(-1, 8, 32).float()
-    return (scale.unsqueeze(-1) * levels - offset.unsqueeze(-1)).flatten(1)
+    return levels.mul_(scale.unsqueeze(-1)).sub_(offset.unsqueeze(-1)).flatten(1)
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
@@ -149,16 +150,16 @@ def _q5_k(blocks: Tensor) -> Tensor:
     low = _nibbles(blocks[:, 48:].reshape(-1, 32)).view(-1, 8, 32)
     high = _bits(blocks[:, 16:48], 1)  # [N, 8, 32]
     levels = (low | (high << 4)).float()
-    return (scale.unsqueeze(-1) * levels - offset.unsqueeze(-1)).flatten(1)
+    return levels.mul_(scale.unsqueeze(-1)).sub_(offset.unsqueeze(-1)).flatten(1)
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
     low = _nibbles(blocks[:, :128].reshape(-1, 64)).view(-1, 8, 32)  # halves of 128 numbers
     high = _bits(blocks[:, 128:192].reshape(-1, 32), 2).view(-1, 8, 32)
-    levels = ((low | (high << 4)).float() - 32).view(-1, 16, 16)
+    levels = (low | (high << 4)).float().sub_(32).view(-1, 16, 16)
     scales = blocks[:, 192:208].contiguous().view(torch.int8).float()
     scale = _half(blocks[:, 208:210]) * scales  # [N, 16]
-    return (scale.unsqueeze(-1) * levels).flatten(1)
+    return levels.mul_(scale.unsqueeze(-1)).flatten(1)
 
 
 GGML_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
