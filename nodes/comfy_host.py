@@ -5,8 +5,10 @@ Everything ComfyUI-specific is imported inside the function that needs it, so th
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -22,20 +24,29 @@ logger = logging.getLogger(__name__)
 # Folders
 
 
-MODEL_SUFFIXES = (".safetensors", ".sft")
+MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def list_files(*kinds: str) -> list[str]:
-    """Names of the model files in ComfyUI's folders of these kinds, each once. Only safetensors are ever opened."""
+    """Names of the model files in ComfyUI's folders of these kinds, each once; a model in parts by its first part.
+
+    ComfyUI's own lists leave out GGUF files. Pickles are never opened, so they are not listed.
+    """
     import folder_paths
 
     names: dict[str, None] = {}
     for kind in kinds:
         if kind in folder_paths.folder_names_and_paths:
             names |= dict.fromkeys(folder_paths.get_filename_list(kind))
+            names |= dict.fromkeys(name for name in _files_in(*model_folders(kind)) if name.lower().endswith(".gguf"))
         else:
             names |= dict.fromkeys(_files_in(*model_folders(kind)))
-    return [name for name in names if name.lower().endswith(MODEL_SUFFIXES)]
+    return [name for name in names if name.lower().endswith(MODEL_SUFFIXES) and not _is_later_part(name)]
+
+
+def _is_later_part(name: str) -> bool:
+    return bool(_SHARD.search(name)) and "-00001-of-" not in name
 
 
 def find_file(name: str, *kinds: str) -> Path | None:
@@ -79,6 +90,14 @@ def inside(folder: Path, name: str) -> Path | None:
     """
     path = Path(os.path.normpath(folder / name))
     return path if path.is_relative_to(os.path.normpath(folder)) else None
+
+
+def native_tokenizers() -> list[Path]:
+    """The folders in which ComfyUI carries the tokenizers of CLIP-L and of Llama-3; those that are there."""
+    found = importlib.util.find_spec("comfy")
+    roots = map(Path, found.submodule_search_locations or ()) if found else ()
+    folders = [root / name for root in roots for name in ("sd1_tokenizer", "text_encoders/llama_tokenizer")]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def output_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -13,6 +14,7 @@ from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
 from ..hyvideo_lib.memory import BlockSwap, Offloader
 from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file
 from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
+from ..hyvideo_lib.text.tokenizer import tokenizer_files_in
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_BLOCK_SWAP, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
@@ -191,8 +193,8 @@ class LoadTextEncoders(io.ComfyNode):
                     "llm_tokenizer",
                     default=FOUND,
                     tooltip="Where the language model's tokenizer.json is: the name of a file or folder in the same "
-                    "folders. As it stands it is looked for beside the file, and for Llama-3 in the package "
-                    "llama-models.",
+                    "folders. As it stands it is looked for beside and inside the file, in ComfyUI itself, and for "
+                    "Llama-3 in the package llama-models.",
                 ),
                 io.String.Input(
                     "clip_tokenizer",
@@ -203,8 +205,8 @@ class LoadTextEncoders(io.ComfyNode):
                     "storage",
                     options=["auto", "bfloat16", "float16", "float32"],
                     default="auto",
-                    tooltip="What the encoders rest and compute in. auto is what the file has (bfloat16 for 8-bit "
-                    "files) and costs no extra RAM.",
+                    tooltip="What the encoders rest and compute in. auto leaves them as the file has them, computes "
+                    "8-bit ones in bfloat16, and costs no extra RAM.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -258,8 +260,14 @@ class LoadTextEncoders(io.ComfyNode):
         paths = resolve(llm, assets.LLM, *TEXT_KINDS), resolve(clip, assets.CLIP, *TEXT_KINDS)
         reports = check_file("llm", paths[0]), check_file("clip", paths[1])
         dtype = Precision(text=storage).text_dtype
-        language = load_text_encoder(paths[0], find_tokenizer(llm_tokenizer), compute_dtype=dtype)
-        pooled = load_text_encoder(paths[1], find_tokenizer(clip_tokenizer), compute_dtype=dtype)
+        load = partial(
+            load_text_encoder,
+            storage_dtype=dtype,
+            compute_dtype=dtype,
+            tokenizer_places=comfy_host.native_tokenizers(),
+        )
+        language = load(paths[0], find_tokenizer(llm_tokenizer))
+        pooled = load(paths[1], find_tokenizer(clip_tokenizer))
         if not isinstance(language, LlamaTextEncoder) or not isinstance(pooled, ClipTextEncoder):
             raise WrongKind("The files of the language model and of the CLIP encoder are interchanged. Swap them.")
         place = comfy_host.text_device(device)
@@ -319,21 +327,20 @@ class LoadVAE(io.ComfyNode):
 
 
 def find_tokenizer(name: str) -> Path | None:
-    """The tokenizer.json behind a widget's words; None for one that is looked for beside the file.
+    """The file or folder with the tokenizer behind a widget's words; None for one that is looked for.
 
-    A name is a file, or a folder that holds a tokenizer.json, in ComfyUI's folders for text encoders.
+    A name is a tokenizer's file, or a folder that holds one, in ComfyUI's folders for text encoders.
     Raises FileMissing.
     """
     name = name.strip()
     if name in ("", FOUND):
         return None
     for candidate in comfy_host.candidates(name, *TEXT_KINDS):
-        file = candidate / "tokenizer.json" if candidate.is_dir() else candidate
-        if file.is_file():
-            return file
+        if candidate.is_file() or (candidate.is_dir() and tokenizer_files_in(candidate)):
+            return candidate
     raise FileMissing(
         f"There is no tokenizer {name!r} in ComfyUI's folders for {', '.join(TEXT_KINDS)}. Give the name of a "
-        f"tokenizer.json in one of them, or of a folder that holds it, or leave {FOUND!r}."
+        f"tokenizer.json in one of them, or of a folder that holds it or vocab.json and merges.txt, or leave {FOUND!r}."
     )
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import whole_file
@@ -112,6 +111,8 @@ def write_lora(
     path: Path, layers: Mapping[str, LowRank], family: str, hidden_size: int, overwrite: bool = False
 ) -> None:
     """Write a LoRA in one of FAMILIES; whole or not at all. Raises OutputExists, OutputNotWritable, DiskFull."""
+    from safetensors.torch import save_file  # a slow import that reading does without
+
     tensors = lora_tensors(layers, family, hidden_size)
     with whole_file(path, overwrite) as temporary:
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, {"format": "pt"})

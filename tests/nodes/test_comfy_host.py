@@ -39,10 +39,22 @@ def addresses(managed) -> list[int]:
 
 
 def test_files_are_listed_once_and_only_those_that_can_be_opened(host_module, folder):
-    for name in ("a.safetensors", "b.sft", "c.ckpt", "d.gguf"):
+    for name in ("a.safetensors", "b.sft", "c.ckpt", "d.gguf", "e.pt", "g.txt"):
         (folder("models/clip") / name).touch()
     (folder("models/text_encoders") / "a.safetensors").touch()
-    assert host_module.list_files("text_encoders", "clip", "no such kind") == ["a.safetensors", "b.sft"]
+    assert host_module.list_files("text_encoders", "clip", "no such kind") == ["a.safetensors", "b.sft", "d.gguf"]
+
+
+def test_a_model_in_parts_is_listed_by_its_first_part(host_module, folder):
+    for part in (1, 2, 3):
+        (folder("models/clip/llava") / f"model-0000{part}-of-00003.safetensors").touch()
+    assert host_module.list_files("clip") == ["llava/model-00001-of-00003.safetensors"]
+
+
+def test_comfyuis_own_tokenizers_are_found_where_it_has_them(host_module, tmp_path, monkeypatch):
+    (tmp_path / "sd1_tokenizer").mkdir()
+    monkeypatch.setattr(sys.modules["comfy"].__spec__, "submodule_search_locations", [str(tmp_path)])
+    assert host_module.native_tokenizers() == [tmp_path / "sd1_tokenizer"]
 
 
 def test_files_are_found_in_the_first_folder_that_has_them(host_module, folder):

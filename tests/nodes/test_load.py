@@ -135,7 +135,7 @@ def test_a_tokenizer_is_a_file_or_a_folder_beside_the_encoders(load, folder, ass
     (folder("models/clip") / "mine.json").symlink_to(tokenizer)
     for name in ("llama", "llama/tokenizer.json", "mine.json", " mine.json ", "", load.FOUND):
         assert validate(load.LoadTextEncoders, llm_tokenizer=name) is True, name
-    assert load.find_tokenizer("llama").name == "tokenizer.json"
+    assert load.find_tokenizer("llama").name == "llama"
     assert load.find_tokenizer("") is None
 
 
