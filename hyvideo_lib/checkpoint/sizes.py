@@ -21,6 +21,7 @@ from .read import Header
 
 METADATA_KEY = "hyvideo.config"
 MAX_DIM = 2**20  # the largest real one is a vocabulary of 128,320; more is a damaged file
+MAX_BLOCKS = 256  # the largest known model has 60 in a row; what thousands would hold takes minutes to work out
 RELEASED_HEAD_DIM, RELEASED_ROPE_AXES = 128, (16, 56, 56)
 VAE_LEVELS = 4
 LLAMA_HEAD_DIM = 128
@@ -172,5 +173,8 @@ def _dims(header: Header, name: str, ndim: int) -> tuple[int, ...]:
 
 def _count(header: Header, pattern: str) -> int:
     """How many blocks 0, 1, 2, ... there are; a gap ends the count (what is beyond is then reported as unexpected)."""
-    found = {int(match[1]) for match in map(re.compile(pattern).match, header.tensors) if match}
-    return next(index for index in range(len(found) + 1) if index not in found)
+    found = {int(match[1][:9]) for match in map(re.compile(pattern, re.ASCII).match, header.tensors) if match}
+    count = next(index for index in range(len(found) + 1) if index not in found)
+    if count > MAX_BLOCKS:
+        raise UnsupportedFile(f"It has {count} blocks in a row ({pattern}); no known model has more than {MAX_BLOCKS}.")
+    return count

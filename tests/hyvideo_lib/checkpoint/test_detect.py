@@ -182,7 +182,19 @@ def test_flipped_bits_are_reported_or_fail_in_words(
     json.dumps(report.to_dict()).encode()
 
 
-@pytest.mark.parametrize("name", ["tencent_transformer_t2v", "vae_tencent_diffusers", "llama_hf", "clip_l_text"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tencent_transformer_t2v",
+        "comfy_transformer_t2v",
+        "diffusers_transformer_t2v",
+        "vae_tencent_diffusers",
+        "vae_comfy",
+        "llama_hf",
+        "llava_llama3_comfy_fp8_scaled",
+        "clip_l_text",
+    ],
+)
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_size_that_shapes_tell_is_survived(

@@ -11,6 +11,7 @@ from checkpoint_headers import STORAGES, prefixed, released
 
 from hyvideo_lib.checkpoint import inspect_file
 from hyvideo_lib.checkpoint.variants import VARIANTS, choose_variant, possible_variants
+from hyvideo_lib.cli import main
 
 SAME = ("t2v", "i2v_token_replace", "custom_reference")
 # channels in, channels out -> what it can be
@@ -154,3 +155,17 @@ def test_an_odd_vocabulary_is_told(tmp_path: Path) -> None:
     report = inspect_file(headers.write_safetensors(tmp_path / "model.safetensors", entries))
     assert report.supported
     assert any("32768 words" in note for note in report.notes)
+
+
+def test_the_command_line_shows_groups_and_complaints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = STORAGES["scaled"][1](released("comfy_transformer_t2v"))
+    del entries["img_in.proj.bias"]
+    path = headers.write_safetensors(tmp_path / "model.safetensors", entries)
+    assert main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "cannot be used: Missing tensors (1): img_in.proj.bias." in text
+    assert "missing: img_in.proj.bias" in text
+    lines = [line.split(maxsplit=1) for line in text.splitlines()]
+    parts = [rest for name, *rest in filter(None, lines) if name == "double_blocks"]
+    assert len(parts) == 3  # fp8 weights, their scales, and what stayed as it was
+    assert sum("(comfyui_fp8_scaled)" in part for (part,) in parts) == 2

@@ -164,6 +164,18 @@ def test_impossible_shapes_are_told(shape: list[int], write_sparse: WriteFile, e
         transformer_config_from_header(read_header(write_sparse(entries)))
 
 
+def test_thousands_of_blocks_are_refused_unbuilt(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    entries = entries_of("tencent_transformer_t2v")
+    entries |= {f"double_blocks.{index}.extra": ([1], "bfloat16") for index in range(20, 10_000)}
+    with pytest.raises(UnsupportedFile, match="has 10000 blocks in a row"):
+        transformer_config_from_header(read_header(write_sparse(entries)))
+
+
+def test_a_block_number_of_thousands_of_digits_is_no_block(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
+    entries = entries_of("tencent_transformer_t2v") | {f"double_blocks.{'9' * 200}.extra": ([1], "bfloat16")}
+    assert transformer_config_from_header(read_header(write_sparse(entries))).num_double_blocks == 20
+
+
 def test_a_missing_tensor_that_gives_a_size_is_named(write_sparse: WriteFile, entries_of: EntriesOf) -> None:
     entries = entries_of("vae_tencent_diffusers")
     del entries["post_quant_conv.weight"]
