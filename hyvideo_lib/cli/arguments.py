@@ -117,6 +117,18 @@ def add_sampling(parser: Parser, *, steps: int, shift: float, guidance: float, n
     group.add_argument("--cfg-in-turn", action="store_true", help="both passes of CFG one after the other: less memory")
 
 
+def add_lora(parser: Parser, named: str = "") -> None:
+    """LoRAs. named: how a file that has a name of its own may be given, in words."""
+    parser.add_argument_group("LoRA").add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH[:BLOCKS]]",
+        help="a LoRA to add to the transformer, once for each; strength -10 to 10 (default: 1), blocks like "
+        f"'double 0-9, single' (default: all){named}",
+    )
+
+
 def add_device(parser: Parser) -> None:
     """Where to compute, in what."""
     group = parser.add_argument_group("device and precision")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput, InvalidFrames, InvalidSetting, InvalidSize
-from .arguments import TEMPLATES, Parser, add_device, add_sampling, add_tiles, number
-from .options import choose_device, precision_options, sampling_options, template_options, tiles_options
+from .arguments import TEMPLATES, Parser, add_device, add_lora, add_sampling, add_tiles, number
+from .options import choose_device, lora_options, precision_options, sampling_options, template_options, tiles_options
 from .outputs import check_suffix, default_output, numbered
 from .prompts import PromptLine, read_prompts
 from .report import Console
@@ -60,6 +60,7 @@ def add_arguments(parser: Parser) -> None:
     )
     _add_input(parser)
     add_tiles(parser)
+    add_lora(parser)
     add_device(parser)
     _add_output(parser)
 
@@ -125,7 +126,7 @@ def run(options: Namespace, console: Console) -> int:
 
 
 def _generate(options: Namespace, console: Console) -> int:
-    from ..pipeline import check_files, check_latents
+    from ..pipeline import check_files, check_latents, check_loras
     from .render import Renderer
 
     prompts = _prompts(options)
@@ -137,8 +138,10 @@ def _generate(options: Namespace, console: Console) -> int:
     reports = check_files(files)
     if start.latents is not None:
         check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
+    loras = check_loras(request.loras, reports["transformer"])
     console.note(f"Seed {request.seed}")
-    return Renderer(files, precision, device, console, options.force).render(tasks, start.latents, start.video)
+    renderer = Renderer(files, precision, device, console, options.force, loras)
+    return renderer.render(tasks, start.latents, start.video)
 
 
 def _prompts(options: Namespace) -> list[PromptLine]:
@@ -180,6 +183,7 @@ def _request(options: Namespace, start: Start) -> GenerateRequest:
         fps=start.fps,
         strength=strength if start.is_given else 1.0,
         rope=RopeSettings(extrapolate=options.rope_extrapolate),
+        loras=lora_options(options),
         **sampling_options(options),
     )
 

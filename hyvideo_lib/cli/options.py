@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidSetting, InvalidTiles
 from .arguments import number
 
 if TYPE_CHECKING:
-    from ..pipeline import Precision
+    from ..pipeline import LoraChoice, Precision
     from ..text import PromptTemplate
     from ..vae import Tiles
+
+_LORA = re.compile(r"(?P<path>.*\.safetensors)(?::(?P<strength>[^:]*))?(?::(?P<blocks>[^:]*))?", re.I | re.S)
 
 RANDOM_SEEDS = 2**32
 """PyTorch's CPU generator looks at so many bits."""
@@ -57,6 +63,24 @@ def tiles_options(options: Namespace) -> Tiles | None:
     if options.tiles != "reference":
         changed["size"] = number(int, "tiles", InvalidTiles)(options.tiles)
     return Tiles(**changed)
+
+
+def lora_options(options: Namespace, named: Mapping[str, Path] = MappingProxyType({})) -> tuple[LoraChoice, ...]:
+    """What --lora means. named: files that may be given by a name. Raises InvalidSetting."""
+    from ..pipeline import LoraChoice
+
+    choices = []
+    for text in options.lora:
+        head, colon, rest = text.partition(":")
+        match = _LORA.fullmatch(f"{named[head]}{colon}{rest}" if head in named else text)
+        if match is None:
+            raise InvalidSetting(
+                f"lora is {text!r}, but must be a .safetensors file, which a strength and blocks may follow: "
+                "style.safetensors, style.safetensors:0.8 or 'style.safetensors:0.8:double 0-9, single'."
+            )
+        strength = number(float, "The LoRA's strength", InvalidSetting)(match["strength"] or "1")
+        choices.append(LoraChoice(Path(match["path"]), strength, match["blocks"] or ""))
+    return tuple(choices)
 
 
 def precision_options(options: Namespace) -> Precision:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..atomic import check_output
 from ..errors import DiskFull, HyvError, Interrupted, OutOfMemory, OutputExists, OutputNotWritable
 from ..host import HeadlessHost
+from ..lora import LoraUse
 from ..pipeline import (
     Clock,
     Files,
@@ -96,8 +97,18 @@ class Task:
 class Renderer:
     """What all videos of a command share."""
 
-    def __init__(self, files: Files, precision: Precision, device: str, console: Console, overwrite: bool) -> None:
+    def __init__(
+        self,
+        files: Files,
+        precision: Precision,
+        device: str,
+        console: Console,
+        overwrite: bool,
+        loras: Sequence[LoraUse] = (),
+    ) -> None:
+        """loras: those of all requests, which are told about before the work."""
         self.files, self.precision, self.console, self.overwrite = files, precision, console, overwrite
+        self.loras = [use.lora.coverage for use in loras]
         self.progress = Progress(console)
         self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
         self._begin = time.perf_counter()
@@ -110,6 +121,7 @@ class Renderer:
         """
 
         def work() -> None:
+            self._tell_loras()
             self._check(tasks)
             self._run_stages(tasks, start, start_video)
 
@@ -141,6 +153,13 @@ class Renderer:
             if failure and task.is_open:
                 task.error = self._with_latents(failure, task)
         return self._report(tasks)
+
+    def _tell_loras(self) -> None:
+        for coverage in self.loras:
+            self.console.note(f"LoRA {coverage.describe()}")
+            warning = coverage.warning()
+            if warning:
+                self.console.note(f"Warning: {warning}")
 
     def _check(self, tasks: Sequence[Task]) -> None:
         """What can be told of each task before anything is loaded."""
@@ -296,7 +315,7 @@ class Renderer:
 
     def _report(self, tasks: Sequence[Task]) -> int:
         failed = [task for task in tasks if task.error]
-        report = {
+        report: dict[str, Any] = {
             "videos": [task.describe() for task in tasks if task.is_done],
             "failed": [task.describe() for task in failed],
             "warnings": [
@@ -304,6 +323,10 @@ class Renderer:
             ],
             "seconds": round(time.perf_counter() - self._begin, 3),
         }
+        if self.loras:
+            report["loras"] = [coverage.to_dict() for coverage in self.loras]
+            told = filter(None, (coverage.warning() for coverage in self.loras))
+            report["warnings"] += [{"code": "lora_unmatched", "message": warning} for warning in told]
         if not failed:
             self.console.result(report)
             return 0

@@ -8,6 +8,7 @@ from .clock import STAGES, Clock
 from .embeds import load_embeds, save_embeds
 from .files import Files, check_file, check_files
 from .latents import check_latents, load_latents, save_latents
+from .loras import LoraChoice, check_loras, load_loras
 from .precision import COMPUTE_DTYPES, DTYPES, Precision
 from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
@@ -22,6 +23,7 @@ __all__ = [
     "Clock",
     "Files",
     "GenerateRequest",
+    "LoraChoice",
     "Notice",
     "PixelStage",
     "Precision",
@@ -33,10 +35,12 @@ __all__ = [
     "check_file",
     "check_files",
     "check_latents",
+    "check_loras",
     "check_prompt",
     "generate",
     "load_embeds",
     "load_latents",
+    "load_loras",
     "save_embeds",
     "save_latents",
 ]

@@ -20,6 +20,7 @@ from ..sampling import (
 from ..text import TEMPLATES, PromptTemplate
 from ..transformer import RopeSettings
 from ..vae import Tiles
+from .loras import LoraChoice
 
 NEGATIVE_PROMPT = (
     "Aerial view, aerial view, overexposed, low quality, deformation, a poor composition, bad hands, bad teeth, "
@@ -40,7 +41,7 @@ class GenerateRequest:
 
     negative_prompt: used only with classifier-free guidance; None is the reference's. frames: 4k + 1. videos: how many,
     from consecutive seeds. strength: of a run that starts from given latents, the fraction of the steps that are run.
-    tiles: of the VAE; None decodes in one piece. fps: of the file that is written.
+    tiles: of the VAE; None decodes in one piece. fps: of the file that is written. loras: all of them act together.
     """
 
     prompt: str
@@ -59,6 +60,7 @@ class GenerateRequest:
     tiles: Tiles | None = field(default_factory=Tiles)
     rope: RopeSettings = field(default_factory=RopeSettings)
     fps: float = 24.0
+    loras: tuple[LoraChoice, ...] = ()
 
     def check(self) -> None:
         """Raise the BadInput that fits the first thing wrong; nothing is loaded for it."""
@@ -78,6 +80,8 @@ class GenerateRequest:
         check_seed(self.seed)
         if not 1 <= self.videos <= MAX_VIDEOS:
             raise InvalidSetting(f"videos is {self.videos}, but must be from 1 to {MAX_VIDEOS} per prompt.")
+        for lora in self.loras:
+            lora.check()
         low, high = FPS_RANGE
         if not low <= self.fps <= high:
             raise InvalidSetting(f"fps is {self.fps}, but must be from {low:g} to {high:g}. Usual is 24.")
@@ -115,6 +119,7 @@ class GenerateRequest:
             "strength": self.strength,
             "tiles": asdict(self.tiles) if self.tiles else None,
             "rope_extrapolate": self.rope.extrapolate,
+            "loras": [lora.settings() for lora in self.loras],
             "fps": self.fps,
         }
 

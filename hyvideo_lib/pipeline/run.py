@@ -11,6 +11,7 @@ from torch import Tensor
 from ..host import HeadlessHost, Host
 from .clock import Clock
 from .files import Files, check_files
+from .loras import check_loras
 from .precision import Precision
 from .request import GenerateRequest
 from .stages import Notice, PixelStage, SampleStage, TextStage
@@ -43,7 +44,7 @@ def generate(
     before anything is loaded, then OutOfMemory, NonFiniteOutput, and what the host raises when the user cancels.
     """
     request.check()
-    check_files(files)
+    check_loras(request.loras, check_files(files)["transformer"])
     host = host or HeadlessHost()
     clock = Clock(host)
     with closing(TextStage(files, precision, host, clock)) as encode:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..geometry import align_up
 from ..host import Host
+from ..lora import LoraUse, attach
 from ..memory.estimate import transformer_bytes
 from ..sampling import GuidanceConfig, Kept, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
@@ -21,6 +22,7 @@ class SampleRun:
 
     positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
     scaling: what the VAE's latents are multiplied by for the transformer. source: None if all blocks are in place.
+    loras: act on the transformer while a video is made.
     """
 
     model: HunyuanVideoTransformer
@@ -33,6 +35,7 @@ class SampleRun:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     rope: RopeSettings = field(default_factory=RopeSettings)
     source: BlockSource | None = None
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def config(self) -> TransformerConfig:
@@ -65,7 +68,8 @@ class SampleRun:
         latents = mix_noise(clean, noise, float(self.sigmas[0]))
         velocity_fn = make_velocity_fn(self, self.positive, self.negative, sigmas=self.sigmas, config=self.guidance)
         kept = None if mask is None else Kept(clean, noise, mask)
-        made = denoise(velocity_fn, latents.to(self.host.device), self.sigmas, self.solver, self.host, kept=kept)
+        with attach(self.model, self.loras):
+            made = denoise(velocity_fn, latents.to(self.host.device), self.sigmas, self.solver, self.host, kept=kept)
         return made.cpu() / self.scaling
 
     def __call__(

@@ -14,12 +14,14 @@ from ..checkpoint import load_text_encoder, load_transformer, load_vae
 from ..errors import WrongKind
 from ..finite import check_finite
 from ..host import Host
+from ..lora import LoraUse
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles
 from ..video import frames_from_pixels, pixels_from_frames, warn_if_flat
 from .clock import Clock
 from .files import Files, vae_scaling
+from .loras import LoraChoice, load_loras
 from .precision import Precision
 from .request import GenerateRequest
 from .sampler import SampleRun
@@ -89,6 +91,7 @@ class SampleStage:
                 host.device,
             )
         self._scaling = vae_scaling(files.vae)
+        self._loras: dict[tuple[LoraChoice, ...], tuple[LoraUse, ...]] = {}
 
     def __call__(
         self, request: GenerateRequest, texts: Texts, seed: int, clock: Clock, start: Tensor | None = None
@@ -114,11 +117,19 @@ class SampleStage:
                 request.solver,
                 request.guidance,
                 request.rope,
+                loras=self._read_loras(request.loras),
             )
             return run.make(start, seed)
 
+    def _read_loras(self, choices: tuple[LoraChoice, ...]) -> tuple[LoraUse, ...]:
+        """The LoRAs of a request; they stay for the next one with the same."""
+        if choices not in self._loras:
+            self._host.request_memory(sum(_file_size(choice.path) for choice in choices))
+            self._loras = {choices: load_loras(choices, self._model.config)}
+        return self._loras[choices]
+
     def close(self) -> None:
-        del self._model
+        del self._model, self._loras
         free_memory(self._host.device)
 
 

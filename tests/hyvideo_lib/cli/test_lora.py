@@ -1,0 +1,116 @@
+"""--lora of `generate` and `demo`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import GOLDENS
+
+from hyvideo_lib.cli.options import lora_options
+from hyvideo_lib.errors import InvalidSetting
+from hyvideo_lib.lora import LowRank, write_lora
+
+WIDTH = 32
+"""Of the tiny model."""
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A LoRA for one block of the tiny model."""
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path / "style.safetensors"
+    down, up = torch.randn(2, WIDTH, generator=generator), torch.randn(7 * WIDTH, 2, generator=generator)
+    write_lora(path, {"single_blocks.0.linear1": LowRank(down, up)}, "diffusers", WIDTH)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "strength", "blocks"),
+    [
+        ("a.safetensors", "a.safetensors", 1.0, ""),
+        ("a.safetensors:0.5", "a.safetensors", 0.5, ""),
+        ("a.safetensors:-2:double 0-9, single", "a.safetensors", -2.0, "double 0-9, single"),
+        ("a.safetensors::single", "a.safetensors", 1.0, "single"),
+        (r"C:\loras\a.SAFETENSORS:0.5", r"C:\loras\a.SAFETENSORS", 0.5, ""),
+        ("b.safetensors/a.safetensors:1", "b.safetensors/a.safetensors", 1.0, ""),
+        ("mine", "named.safetensors", 1.0, ""),
+        ("mine:0.25", "named.safetensors", 0.25, ""),
+    ],
+)
+def test_the_option_is_a_file_a_strength_and_blocks(text: str, path: str, strength: float, blocks: str) -> None:
+    (choice,) = lora_options(Namespace(lora=[text]), {"mine": Path("named.safetensors")})
+    assert (choice.path, choice.strength, choice.blocks) == (Path(path), strength, blocks)
+
+
+@pytest.mark.parametrize("text", ["", "a.pt", "a.pt:1", "mine.x", "a.safetensors:1:2:3", "a.safetensors:much"])
+def test_what_is_no_such_option_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSetting):
+        lora_options(Namespace(lora=[text]), {"mine": Path("named.safetensors")})
+
+
+def test_a_lora_changes_the_video_and_is_reported(generate, lora: Path, tmp_path: Path) -> None:
+    latents, texts = {}, {}
+    for name, words in (
+        ("none", []),
+        ("off", ["--lora", f"{lora}:0"]),
+        ("elsewhere", ["--lora", f"{lora}:1:double"]),
+        ("on", ["--lora", lora]),
+        ("twice", ["--lora", f"{lora}:0.5", "--lora", f"{lora}:0.5:single 0"]),
+    ):
+        kept = tmp_path / f"{name}.safetensors"
+        answer = generate("a red circle", *words, "--out", tmp_path / f"{name}.mp4", "--save-latents", kept)
+        assert answer.code == 0, answer.stderr
+        latents[name], texts[name] = load_file(kept)["latents"], answer
+    assert torch.equal(latents["off"], latents["none"])
+    assert torch.equal(latents["elsewhere"], latents["none"])
+    assert not torch.equal(latents["on"], latents["none"])
+    assert torch.allclose(latents["twice"], latents["on"], atol=1e-5)
+    (coverage,) = texts["on"].report["loras"]
+    assert (coverage["matched"], coverage["unmatched"], coverage["single_blocks"]) == (8, [], [0])
+    assert "rank 2" in texts["on"].stderr
+    assert "loras" not in texts["none"].report
+    (video,) = texts["twice"].report["videos"]
+    assert video["settings"]["loras"] == [
+        {"file": lora.name, "strength": 0.5, "blocks": ""},
+        {"file": lora.name, "strength": 0.5, "blocks": "single 0"},
+    ]
+
+
+def test_tensors_that_belong_nowhere_are_a_warning(generate, lora: Path, tmp_path: Path) -> None:
+    path = tmp_path / "more.safetensors"
+    save_file({**load_file(lora), "text_encoder.layers.0.lora_A.weight": torch.zeros(2, 2)}, path)
+    answer = generate("a red circle", "--lora", path, "--out", tmp_path / "x.mp4")
+    assert answer.code == 0
+    (warning,) = answer.report["warnings"]
+    assert warning["code"] == "lora_unmatched"
+    assert "1 of 9 tensors" in warning["message"]
+    assert "text_encoder.layers.0.lora_A.weight" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "words"),
+    [
+        (":11", "invalid_setting", "strength is 11"),
+        (":nan", "invalid_setting", "strength is nan"),
+        (":1:blocks", "invalid_setting", "choice of blocks"),
+        (":1:single 7", "invalid_setting", "names single block 7"),
+        (".safetensors", "file_missing", "style.safetensors.safetensors"),
+    ],
+)
+def test_a_lora_that_cannot_be_used_is_refused_before_anything_is_loaded(
+    generate, lora: Path, ending: str, code: str, words: str
+) -> None:
+    answer = generate("a red circle", "--lora", f"{lora}{ending}")
+    assert (answer.code, answer.error) == (2, code)
+    assert words in answer.message
+    assert "load" not in answer.stderr.lower()
+
+
+def test_a_lora_for_another_model_is_refused(generate) -> None:
+    answer = generate("a red circle", "--lora", GOLDENS / "lora_tiny.kohya.safetensors")
+    assert (answer.code, answer.error) == (2, "unsupported_file")
+    assert "does not fit this transformer" in answer.message
