@@ -27,7 +27,7 @@ def assemble(tensors: Mapping[str, Tensor], sources: Mapping[str, tuple[Source, 
         module, _, leaf = name.rpartition(".")
         if leaf == "weight" or leaf in COMPANIONS:
             for source, tensor in zip(parts, found, strict=True):
-                assembled[part_name(module, source.part, leaf)] = tensor
+                assembled[f"{part_name(module, source)}.{leaf}"] = tensor
         else:
             assembled[name] = torch.cat(found)
     return assembled
@@ -41,6 +41,6 @@ def use_joined(model: nn.Module, sources: Mapping[str, tuple[Source, ...]], head
             join_linear(model, module, [header.tensors[source.name].shape[0] for source in parts])
 
 
-def part_name(module: str, part: int, leaf: str) -> str:
-    """What a tensor of one part of a JoinedLinear is called."""
-    return f"{module}.parts.{part}.{leaf}"
+def part_name(module: str, source: Source) -> str:
+    """What the layer of one source of a module is called: the module, or a part of the JoinedLinear that it is."""
+    return module if source.parts == 1 else f"{module}.parts.{source.part}"

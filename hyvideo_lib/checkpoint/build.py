@@ -8,7 +8,6 @@ copy of a model ever exists. All parameters are frozen.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidSetting, UnsupportedFile, WrongKind
-from ..quant import FP8_DTYPES, cast_fp8, dequantize_fp8, is_kept_in_plain_fp8
-from ..quant.linear import use_scales
+from ..quant import FP8_DTYPES, install, probe_fp8_matmul, restore
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
 from ..vae import CausalVideoVAE, VAEConfig
 from .assemble import assemble, use_joined
@@ -25,7 +23,7 @@ from .blueprint import build_meta_transformer, build_meta_vae
 from .detect import Findings, examine
 from .folder import map_header, open_header
 from .scale_map import read_scale_map
-from .variants import KIND_NAMES, SCALE_SUFFIX
+from .variants import KIND_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -40,25 +38,27 @@ def load_transformer(
     compute_dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
     config: TransformerConfig | None = None,
+    fp8_matmul: bool = False,
 ) -> HunyuanVideoTransformer:
     """A transformer from a file, or the folder, the index or a shard of a checkpoint in parts, in any known layout.
 
     storage_dtype: what the large weights rest in; None leaves them as the file has them. fp8 is the plain cast that
     keeps norms, biases and embedders; a 16- or 32-bit dtype casts every matrix. compute_dtype: what they are multiplied
-    in, cast on use. config: sizes, where the file cannot tell them.
+    in, cast on use. config: sizes, where the file cannot tell them. fp8_matmul: multiply fp8 weights in fp8, which is
+    faster and less exact; refused where the device cannot.
     Raises FileMissing, FileTruncated, FileUnreadable, WrongKind, UnsupportedFile, InvalidSetting.
     """
     check_dtype("storage_dtype", storage_dtype, STORAGE_DTYPES)
     check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
+    if fp8_matmul:
+        probe_fp8_matmul(torch.device(device))
     findings = recognise(path, ("transformer",), config)
     model = build_meta_transformer(findings.config, compute_dtype)
-    use_joined(model, findings.sources, findings.file_header)
-    tensors = assemble(map_header(findings.file_header), findings.sources)
-    if findings.quantization == "fp8_cast":
-        tensors |= read_scale_map(findings.header)
-    stored = _store_all(tensors, storage_dtype)
-    use_scales(model, (name.removesuffix(SCALE_SUFFIX) for name in stored if name.endswith(SCALE_SUFFIX)))
-    model.load_state_dict({name: stored[name] for name in model.state_dict()}, strict=True, assign=True)
+    try:
+        state = _install(model, findings, storage_dtype, fp8_matmul)
+    except UnsupportedFile as error:
+        raise UnsupportedFile(f"{Path(path).name} cannot be used. {error}") from error
+    model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval().to(device)
 
 
@@ -99,31 +99,21 @@ def recognise(path: PathLike, kinds: tuple[str, ...], config: Any) -> Findings:
     return findings
 
 
-def _store_all(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors as they are to rest: the same, or cast where they are of those that the storage dtype is for.
-
-    A weight with a scale keeps both as long as its dtype stays, and is dequantised for another one.
-    """
-    stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        scale_name = name.removesuffix(".weight") + SCALE_SUFFIX
-        scale = tensors.get(scale_name)
-        if name.endswith(SCALE_SUFFIX):
-            continue
-        if dtype is None or tensor.dtype == dtype or not _is_stored_in(dtype, name, tensor):
-            stored[name] = tensor
-            if scale is not None:
-                stored[scale_name] = scale.reshape(1)
-        elif dtype in FP8_DTYPES:
-            stored[name] = cast_fp8(dequantize_fp8(tensor, scale, torch.float32), dtype)
-        else:
-            stored[name] = dequantize_fp8(tensor, scale, dtype)
-    return stored
-
-
-def _is_stored_in(dtype: torch.dtype, name: str, tensor: Tensor) -> bool:
-    """Whether a storage dtype is for this tensor: fp8 for the large weights, 16 and 32 bits for every matrix."""
-    return not is_kept_in_plain_fp8(name) if dtype in FP8_DTYPES else tensor.ndim > 1
+def _install(
+    model: HunyuanVideoTransformer, findings: Findings, storage_dtype: torch.dtype | None, fp8_matmul: bool
+) -> dict[str, Tensor]:
+    """Give the model the layers for its file's storage, or for the storage that is asked for; its state dict."""
+    use_joined(model, findings.sources, findings.file_header)
+    tensors = assemble(map_header(findings.file_header), findings.sources)
+    scheme, metadata = findings.quantization, findings.file_header.metadata
+    dtypes = {name: info.dtype for name, info in findings.header.tensors.items()}
+    if scheme == "fp8_cast":
+        scales = read_scale_map(findings.header)
+        tensors, scheme = tensors | scales, "fp8_scale" if scales else scheme
+    if storage_dtype is not None:
+        tensors = dict(restore(tensors, scheme, storage_dtype, dtypes=dtypes, metadata=metadata))
+        scheme = "fp8_scale"
+    return install(model, tensors, scheme, dtypes=dtypes, metadata=metadata, fp8_matmul=fp8_matmul)
 
 
 def check_dtype(name: str, dtype: torch.dtype | None, accepted: tuple[torch.dtype, ...]) -> None:
