@@ -1,0 +1,121 @@
+"""The program of the process that opens pickles: load, unwrap, and write what a conversion asks for.
+
+`torch.load(weights_only=True)` builds tensors and plain containers and refuses everything else, and there is no second
+way if it refuses. Run by `isolate`, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..atomic import is_disk_full
+from ..errors import FileUnreadable, HyvError, UnsupportedFile
+from ..host import HeadlessHost
+from .header import MAX_NAME, MAX_TENSORS, Header, TensorInfo
+from .isolate import check_pickle
+from .rewrite import Opened, Request, plan_conversion
+from .scale_map import MAP_ENDING
+from .write import CODES, write_safetensors
+
+WRAPPERS = ("module", "ema", "state_dict", "model")
+"""Keys under which training programs keep the weights, the one that is taken first."""
+MAX_DEPTH = 4
+_GLOBAL = re.compile(r"GLOBAL ([\w.]{1,200})")
+
+
+def main() -> None:
+    """Do the job that stdin describes; the last line of stdout is what came of it."""
+    job = json.loads(sys.stdin.readline())
+    source, out = Path(job.pop("source")), Path(job.pop("out"))
+    try:
+        report: dict[str, Any] = {"manifest": _convert(source, out, Request(**job))}
+    except HyvError as error:
+        report = {"error": {"code": error.code, "message": str(error)}}
+    except MemoryError:
+        report = {"error": {"code": "out_of_memory", "message": f"There is too little memory to open {source.name}."}}
+    except OSError as error:
+        code = "disk_full" if is_disk_full(error) else "output_not_writable"
+        report = {"error": {"code": code, "message": f"The new file cannot be written: {error}."}}
+    sys.stdout.write("\n" + json.dumps(report) + "\n")
+
+
+def _convert(source: Path, out: Path, request: Request) -> dict[str, Any]:
+    opened, facts = open_pickle(source)
+    beside = source.with_name(f"{source.stem}{MAP_ENDING}{source.suffix}")
+    scale_map = None
+    if beside.is_file():
+        check_pickle(beside)
+        scale_map, _ = open_pickle(beside)
+    plan = plan_conversion(opened, request, scale_map)
+    write_safetensors(out, plan.pieces, plan.metadata, HeadlessHost())
+    return {**plan.manifest, **facts}
+
+
+def open_pickle(path: Path) -> tuple[Opened, dict[str, Any]]:
+    """The tensors of a pickle, and what was unwrapped and left out. Raises UnsupportedFile, FileUnreadable."""
+    loaded = _load(path)
+    wrappers: list[str] = []
+    while isinstance(loaded, Mapping) and len(wrappers) < MAX_DEPTH:
+        inner = next((name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        wrappers.append(inner)
+        loaded = loaded[inner]
+    if not isinstance(loaded, Mapping):
+        raise UnsupportedFile(f"{path.name} holds a {type(loaded).__name__}, not a table of named tensors.")
+    tensors = {name: value.detach() for name, value in loaded.items() if _is_named_tensor(name, value)}
+    if not tensors:
+        raise UnsupportedFile(f"{path.name} holds no tensors. Give the file that has the weights.")
+    ignored = sorted(str(name)[:MAX_NAME] for name in loaded if name not in tensors)
+    return Opened(_header(path, tensors), tensors), {"wrappers": wrappers, "ignored": ignored}
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a hostile file can make it raise anything
+        asked = _GLOBAL.search(str(error))
+        if asked:
+            raise UnsupportedFile(
+                f"{path.name} is refused: it asks for {asked[1]}, which is no tensor and could run code. Use the "
+                ".safetensors version of the file, from a source you trust."
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise FileUnreadable(f"{path.name} is refused or damaged: {reason}. Download or copy it again.") from error
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _header(path: Path, tensors: Mapping[str, Tensor]) -> Header:
+    """What a safetensors header would say of the tensors. Raises UnsupportedFile for those that it has no words for."""
+    infos: dict[str, TensorInfo] = {}
+    position, size = 0, path.stat().st_size
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise UnsupportedFile(f"{path.name} holds a tensor whose name is {name[:80]!a}.")
+        if dtype not in CODES or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UnsupportedFile(f"{path.name} stores {name!r} as {dtype}, {tensor.layout}, which has no place here.")
+        infos[name] = TensorInfo(name, dtype, tuple(tensor.shape), position, position + tensor.nbytes)
+        position += tensor.nbytes
+    if position > 2 * size or len(infos) > MAX_TENSORS:
+        raise UnsupportedFile(
+            f"{path.name} describes {len(infos)} tensors of {position} bytes, but has {size} itself. "
+            "Use the .safetensors version of the file."
+        )
+    return Header(path, MappingProxyType(infos), MappingProxyType({}), size)
+
+
+if __name__ == "__main__":
+    main()
