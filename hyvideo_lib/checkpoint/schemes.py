@@ -119,7 +119,7 @@ def is_companion(name: str, header: Header) -> bool:
     """Whether a tensor is a number beside a matrix of this header that says how the matrix was quantised."""
     module, _, leaf = name.rpartition(".")
     weight = header.shape(f"{module}.weight")
-    if leaf not in COMPANIONS or weight is None or len(weight) < 2:
+    if leaf not in COMPANIONS or weight is None or len(weight) != 2:
         return False
     return leaf == "comfy_quant" or header.tensors[name].numel <= max(weight[0], 1)
 
