@@ -13,11 +13,18 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import HyvError, Interrupted
-from . import bench, demo, doctor, generate, inspect
+from . import bench, convert, demo, doctor, generate, inspect
 from .arguments import Parser
 from .report import Console, unexpected
 
-VERBS = {"demo": demo, "generate": generate, "inspect": inspect, "doctor": doctor, "bench": bench}
+VERBS = {
+    "demo": demo,
+    "generate": generate,
+    "inspect": inspect,
+    "convert": convert,
+    "doctor": doctor,
+    "bench": bench,
+}
 """Each module has SUMMARY, add_arguments(parser) and run(options, console) -> exit code."""
 
 
