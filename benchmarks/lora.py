@@ -20,7 +20,7 @@ from hyvideo_lib.lora import LoraUse, attach, read_lora
 
 PROMPTS = {"large": large_sentence(SENTENCES[0]), "as known": SENTENCES[0]}
 STRENGTHS = (0.0, 0.5, 1.0)
-GROWN = 1.25
+GROWN = 1.2
 
 
 def judge_scenes(

@@ -1,7 +1,7 @@
 """Trains the demo's LoRA and writes it in two families: `python -m hyvideo_lib.demo.train_lora`.
 
 It teaches the demo model a word that it never heard, "large", and a size that it never drew, and leaves the rest as it
-is: two thirds of every batch are flow matching on clips of large shapes, a third asks for what the model without the
+is: half of every batch is flow matching on clips of large shapes, the other half asks for what the model without the
 LoRA says to prompts it knows. Everything is drawn from `--seed`, and an interrupted run goes on from its checkpoint.
 """
 
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 STEPS = 500
 TAUGHT_BATCH, KNOWN_BATCH = 8, 8
 KNOWN_WEIGHT = 3.0
+"""Of the distance from the model without the LoRA, beside the error on large shapes."""
 RATE = 1e-2
 RANK = 4
 ALPHA = 2.0
@@ -75,7 +76,7 @@ class Factors(nn.Module):
         return F.linear(F.linear(x, self.down.to(x.dtype)) * self.scale, self.up[rows].to(x.dtype))
 
 
-class Lora(nn.Module):
+class TrainedLora(nn.Module):
     """Factors for every chosen layer of a model, which are in it from the start."""
 
     def __init__(self, model: HunyuanVideoTransformer) -> None:
@@ -154,7 +155,9 @@ def make_examples(
     return Examples(torch.cat(latents), captions)
 
 
-def loss_of(velocity: Velocity, lora: Lora, taught: Examples, known: Examples, generator: torch.Generator) -> Tensor:
+def loss_of(
+    velocity: Velocity, lora: TrainedLora, taught: Examples, known: Examples, generator: torch.Generator
+) -> Tensor:
     """The error on clips of large shapes, and the distance from what the model said before to prompts it knows."""
     example, text = taught.draw(TAUGHT_BATCH, generator)
     learnt = F.mse_loss(velocity(example, text, draw_guidance(TAUGHT_BATCH, generator)), example.velocity)
@@ -185,7 +188,7 @@ def train_lora(work: Path, seed: int = 0, steps: int = STEPS) -> dict[str, LowRa
     del vae, llm, clip
     model = load_transformer(assets.TRANSFORMER, torch.bfloat16, torch.bfloat16)
     torch.manual_seed(seed)
-    lora = Lora(model)
+    lora = TrainedLora(model)
     optimizer = torch.optim.AdamW(lora.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     state = Checkpoint(work / "lora.pt", lora=lora, optimizer=optimizer)
     velocity = Velocity(model)
