@@ -75,7 +75,7 @@ def test_importing_it_is_quick(server):
 
 def test_it_installs_as_a_link_too(tmp_path):
     with Server(tmp_path / "base", "symlink", "hyvideo-link") as linked:
-        assert len([name for name in linked.get("/object_info") if name.startswith("Hyv")]) == 17
+        assert len([name for name in linked.get("/object_info") if name.startswith("Hyv")]) == 18
         assert "hyvideo-link" in linked.get("/workflow_templates")
 
 
