@@ -183,6 +183,7 @@ def run(scale: Scale, pack: ModuleType, model_folder: Path) -> Iterator[Figure]:
     checks: dict[str, Callable[[Path, HostilePickle], str | None]] = {
         "refused unopened by all readers": lambda path, case: check_readers(path, canary),
         "refused unopened by `inspect`": lambda path, case: check_inspect_verb(path, canary),
+        "refused by `convert`": lambda path, case: check_convert_verb(path, canary),
         "refused unopened by the loader nodes": lambda path, case: check_nodes(pack, model_folder, case, canary),
     }
     for what, check in checks.items():

@@ -6,6 +6,7 @@ is a real one where mounting is allowed (a tmpfs of a few pages), else the syste
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -17,14 +18,17 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.hostile.figures import Figure, Scale
 from benchmarks.hostile.surroundings import silence
+from hyvideo_lib.checkpoint.convert import convert_file
+from hyvideo_lib.checkpoint.read import map_tensors, read_header
+from hyvideo_lib.checkpoint.rewrite import Request
 from hyvideo_lib.errors import DiskFull, HyvError
 from hyvideo_lib.pipeline import load_embeds, load_latents, save_embeds, save_latents
 from hyvideo_lib.text import TextEmbeds
@@ -77,6 +81,24 @@ def _check_embeds(path: Path) -> None:
     assert torch.equal(load_embeds(path)[0].text_embeds, _embeds().text_embeds), "other embeds"
 
 
+def _weights() -> dict[str, torch.Tensor]:
+    return {f"blocks.{i}.weight": torch.full((512, 512), i / 16) for i in range(40)}
+
+
+def _convert(path: Path, suffix: str, write: Callable[[dict[str, torch.Tensor], Path], None]) -> None:
+    """Convert some weights, which lie above the folder of the save; they are written once."""
+    source = path.parent.parent / f"source{suffix}"
+    if not source.exists():
+        write(_weights(), source)
+    convert_file(source, path, Request(storage="float16", component="any"), overwrite=True)
+
+
+def _check_conversion(path: Path) -> None:
+    found, expected = map_tensors(read_header(path)), _weights()
+    assert found.keys() == expected.keys(), "other tensors"
+    assert all(torch.equal(found[name], tensor.half()) for name, tensor in expected.items()), "other numbers"
+
+
 SAVES: Mapping[str, Save] = {
     "mp4": Save(".mp4", _write_video, _check_video),
     "latents": Save(
@@ -87,10 +109,16 @@ SAVES: Mapping[str, Save] = {
         lambda path: save_embeds(path, _embeds(), None, "video", overwrite=True),
         _check_embeds,
     ),
+    "converted file": Save(".safetensors", lambda path: _convert(path, ".safetensors", save_file), _check_conversion),
+    "converted pickle": Save(".safetensors", lambda path: _convert(path, ".pt", torch.save), _check_conversion),
 }
 
 
 # A process of its own for every save
+
+
+MARK = f"HYVIDEO_HOSTILE_{os.getpid()}"
+"""A variable in the environment of everything that a save starts."""
 
 
 def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
@@ -99,7 +127,7 @@ def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
     if not child:
         status = 5
         try:
-            os.setpgid(0, 0)
+            os.environ[MARK] = "1"
             with silence():
                 work()
             status = 0
@@ -149,7 +177,7 @@ def kills(name: str, save: Save, scale: Scale) -> Figure:
         durations.append(time.perf_counter() - begin)
     save.check(path)
     path.unlink()
-    usual, left = statistics.median(durations), 0
+    usual, left, in_time = statistics.median(durations), 0, 0
     for number in range(scale.count(100)):
         if number % 2:
             path.write_bytes(b"the file before")
@@ -158,31 +186,42 @@ def kills(name: str, save: Save, scale: Scale) -> Figure:
         wait_for_quiet(folder)
         problem, outcome = what_is_wrong(save, path, before)
         figure.add(problem and f"kill {number} (status {status}): {problem}", outcome)
+        in_time += status == -signal.SIGKILL
         left += sum(other != path for other in folder.iterdir())
         for other in folder.iterdir():
             other.unlink()
     folder.rmdir()
+    figure.notes["killed_before_their_end"] = in_time
     figure.notes["temporary_files_left"] = left
     return figure
 
 
-def wait_for_quiet(folder: Path, seconds: float = 10.0) -> None:
-    """Until nobody writes in a folder any more: a killed process's ffmpeg ends a moment after it."""
+def wait_for_quiet(folder: Path, seconds: float = 30.0) -> None:
+    """Until nobody writes in a folder any more: what a killed process had started ends after it."""
 
     def sizes() -> list[tuple[str, int]]:
         return sorted((path.name, path.stat().st_size) for path in folder.iterdir())
 
     end = time.monotonic() + seconds
     last = None
-    while time.monotonic() < end and (now := sizes()) != last:
+    while time.monotonic() < end and ((now := sizes()) != last or _is_alive()):
         last = now
         select.select([], [], [], 0.05)
+
+
+def _is_alive() -> bool:
+    """Whether a process that a save started is still there, by the mark in its environment (Linux)."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if MARK.encode() in path.read_bytes():
+                return True
+    return False
 
 
 # Full disks
 
 
-@contextmanager
+@contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[bool]:
     """A file system of so many bytes at `folder`; whether that was allowed. (Linux, as root.)"""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -205,7 +244,8 @@ def full_disks(name: str, save: Save, scale: Scale) -> Figure:
     """Disks with room for a random part of the file: real ones and limits in turns."""
     figure = Figure("saves", f"{name}: disk full, said so, final name absent or as before")
     rng = random.Random(f"{scale.seed} full {name}")
-    reference = scale.folder / f"whole{save.suffix}"
+    reference = scale.folder / "whole" / f"a{save.suffix}"
+    reference.parent.mkdir(exist_ok=True)
     assert in_child(lambda: save.write(reference)) == 0
     whole = reference.stat().st_size
     reference.unlink()
@@ -245,7 +285,7 @@ def full_disks(name: str, save: Save, scale: Scale) -> Figure:
 
 
 def run(scale: Scale, saves: Mapping[str, Save] = SAVES) -> Iterator[Figure]:
-    """100 kills and 50 full disks for every kind of save."""
-    for name, save in saves.items():
+    """100 kills and 50 full disks for every kind of save with `scale.only` in its name."""
+    for name, save in ((name, save) for name, save in saves.items() if scale.only in name):
         yield kills(name, save, scale)
         yield full_disks(name, save, scale)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.hostile.figures import Figure
 from benchmarks.hostile.pickle_files import NAMES, OPCODES, WRAPPINGS, calls, hostile_pickles
 from benchmarks.hostile.pickles import (
+    check_convert_verb,
     check_inspect_verb,
     check_nodes,
     check_readers,
@@ -41,7 +42,6 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="opens them in a fork")
 @pytest.mark.filterwarnings("ignore")
 def test_the_pickles_do_run_when_they_are_opened_carelessly(cases, canary, met):
     met(control(cases, canary, enough=COUNT // 4))
@@ -61,6 +61,10 @@ def test_no_reader_of_the_library_opens_one(cases, canary, folder, met):
 
 def test_inspect_describes_them_unopened(cases, canary, folder, met):
     met(run_over(Figure("pickles", "inspect"), cases, folder, lambda path, case: check_inspect_verb(path, canary)))
+
+
+def test_convert_refuses_them(cases, canary, folder, met):
+    met(run_over(Figure("pickles", "convert"), cases[:12], folder, lambda path, case: check_convert_verb(path, canary)))
 
 
 def test_the_loader_nodes_neither_list_nor_open_one(cases, canary, folder, met, pack, tmp_path):
