@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.hostile.figures import Figure, Scale
 
-
 if not hasattr(os, "fork"):  # nor are there alarms and limits there, which all of it needs
     collect_ignore_glob = ["test_*.py"]
 
