@@ -17,10 +17,15 @@ STANDIN = ROOT / "tests" / "standin"
 
 def load_pack(base: Path) -> ModuleType:
     """Import the checkout under its path for a name. The stand-in stays importable for the rest of the process."""
-    sys.path.insert(0, str(STANDIN))
-    importlib.import_module("folder_paths").set_base(base)
-    sys.modules["nodes"] = ModuleType("nodes", "ComfyUI's own nodes.")
     name = str(ROOT).replace(".", "_x_")
+    if name not in sys.modules:
+        sys.path.insert(0, str(STANDIN))
+        sys.modules["nodes"] = ModuleType("nodes", "ComfyUI's own nodes.")
+    importlib.import_module("folder_paths").set_base(base)
+    return sys.modules[name] if name in sys.modules else _import_checkout(name)
+
+
+def _import_checkout(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
     assert spec is not None
     assert spec.loader is not None
