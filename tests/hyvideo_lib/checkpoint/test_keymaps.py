@@ -138,11 +138,18 @@ def test_a_layout_without_rules_has_tencents_names() -> None:
     assert our_name("vae", "tencent", "anything") == ("anything", Source("anything"))
 
 
-@pytest.mark.parametrize("leaf", sorted(COMPANIONS))
+LEAVES = ("comfy_quant", "fp8_scale", "input_scale", "scale_input", "scale_weight", "weight_scale", "weight_scale_2")
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
 def test_the_numbers_beside_a_weight_go_with_it(leaf: str) -> None:
     theirs = f"double_blocks.3.img_attn.qkv.{leaf}"
     assert our_name("transformer", "comfyui", theirs) == (f"double_blocks.3.img_attn_qkv.{leaf}", Source(theirs))
     assert their_names("transformer", "comfyui", f"double_blocks.3.img_attn_qkv.{leaf}") == (Source(theirs),)
+
+
+def test_the_companions_are_those_that_files_have() -> None:
+    assert sorted(COMPANIONS) == sorted(LEAVES)
 
 
 def test_modules_are_translated_without_a_tensor_name() -> None:
@@ -217,10 +224,11 @@ def test_the_numbers_of_split_weights_stay_one_for_each_part() -> None:
     assert translated.header.shape(name) == ()
 
 
-def test_a_marker_of_the_whole_file_stays() -> None:
-    translated = to_tencent(make_header({"scaled_fp8": ((0,), "float8_e4m3fn")}), "transformer", "comfyui")
+@pytest.mark.parametrize("name", ["scaled_fp8", "fp8_scale"])
+def test_a_marker_of_the_whole_file_stays(name: str) -> None:
+    translated = to_tencent(make_header({name: ((0,), "float8_e4m3fn")}), "transformer", "comfyui")
     assert translated.leftover == ()
-    assert translated.sources["scaled_fp8"] == (Source("scaled_fp8"),)
+    assert translated.sources[name] == (Source(name),)
 
 
 def test_rows_of_the_parts_follow_from_the_width() -> None:
