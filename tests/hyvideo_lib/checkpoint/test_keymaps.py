@@ -224,6 +224,22 @@ def test_the_numbers_of_split_weights_stay_one_for_each_part() -> None:
     assert translated.header.shape(name) == ()
 
 
+@pytest.mark.parametrize(
+    ("leaf", "operation"), [("weight", SQUEEZE), ("", SQUEEZE), ("bias", ""), ("scale_weight", ""), ("comfy_quant", "")]
+)
+def test_only_an_attentions_weight_is_squeezed(leaf: str, operation: str) -> None:
+    name = f"decoder.mid.attn_1.q.{leaf}".removesuffix(".")
+    hit = our_name("vae", "comfyui", name)
+    assert hit is not None
+    assert hit[1] == Source(name, operation=operation)
+
+
+@pytest.mark.parametrize(("leaf", "operation"), [("weight", SWAP_HALVES), ("bias", SWAP_HALVES), ("comfy_quant", "")])
+def test_a_text_beside_a_weight_has_no_halves(leaf: str, operation: str) -> None:
+    sources = their_names("transformer", "diffusers", f"final_layer.adaLN_modulation.1.{leaf}")
+    assert sources == (Source(f"norm_out.linear.{leaf}", operation=operation),)
+
+
 @pytest.mark.parametrize("name", ["scaled_fp8", "fp8_scale"])
 def test_a_marker_of_the_whole_file_stays(name: str) -> None:
     translated = to_tencent(make_header({name: ((0,), "float8_e4m3fn")}), "transformer", "comfyui")
@@ -248,5 +264,6 @@ def test_operations_can_be_undone(operation: str, shape: tuple[int, ...]) -> Non
 
 def test_operations_do_what_they_are_called() -> None:
     assert apply_operation(SWAP_HALVES, torch.arange(6)).tolist() == [3, 4, 5, 0, 1, 2]
+    assert apply_operation(SWAP_HALVES, torch.arange(2)).tolist() == [1, 0]
     assert apply_operation(SWAP_HALVES, torch.tensor(2.0)).tolist() == 2.0
     assert undo_operation(SQUEEZE, torch.ones(2, 3)).shape == (2, 3, 1, 1, 1)
