@@ -120,26 +120,31 @@ def _run_pytest(path: Path, tree: ast.Module, tests: Sequence[str]) -> int:
         return int(pytest.main([*words, *tests]))
 
 
-def mutate(module: str, tests: Sequence[str], limit: int, seed: int) -> Result:
-    """Plant a module's faults one by one, or `limit` of them chosen at random. Raises RuntimeError if the tests fail
-    without any."""
+def choose(faults: int, words: argparse.Namespace, module: str) -> list[int]:
+    """The numbers of the faults to plant: those that were named, or `limit` chosen at random, or all."""
+    if words.faults:
+        return [number for number in words.faults if number < faults]
+    numbers = list(range(faults))
+    few = len(numbers) > words.limit
+    return sorted(random.Random(f"{words.seed} {module}").sample(numbers, words.limit)) if few else numbers
+
+
+def mutate(module: str, tests: Sequence[str], words: argparse.Namespace) -> Result:
+    """Plant a module's faults one by one. Raises RuntimeError if the tests fail without any."""
     path = ROOT / LIBRARY / f"{module}.py"
     source = path.read_text(encoding="utf-8")
-    numbers = list(range(count_faults(source)))
-    result = Result(module, len(numbers))
-    if len(numbers) > limit:
-        numbers = sorted(random.Random(f"{seed} {module}").sample(numbers, limit))
+    result = Result(module, count_faults(source))
     code, usual = run_tests(path, ast.parse(source), tests, 3600)
     if code:
         raise RuntimeError(f"the tests of {module} end with {code} without any fault")
     begin = time.monotonic()
-    for number in numbers:
+    for number in choose(result.faults, words, module):
         tree, fault = plant(source, number)
         code, _ = run_tests(path, tree, tests, BASE_SECONDS + FACTOR * usual)
         result.tried += 1
         result.timeouts += code == -signal.SIGKILL
         if code == 0:
-            result.survivors.append(f"line {fault.line}: {fault.what}")
+            result.survivors.append(f"{number}, line {fault.line}: {fault.what}")
             print(f"  {module} survives: {result.survivors[-1]}", flush=True)
         result.seconds = time.monotonic() - begin
     return result
@@ -150,6 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"{', '.join(MODULES)} (default: all)")
     parser.add_argument("--limit", type=int, default=10**9, metavar="N", help="faults of each module, chosen at random")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that choice")
+    parser.add_argument("--faults", type=int, nargs="+", metavar="N", help="these faults only, by their numbers")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a report of each module is added to this file")
     return parser
 
@@ -166,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(name)  # before the forks, which then need not
     results = []
     for module in words.modules or MODULES:
-        results.append(mutate(module, MODULES[module], words.limit, words.seed))
+        results.append(mutate(module, MODULES[module], words))
         print(results[-1].line(), flush=True)
         if words.out:
             append(words.out, results[-1])

@@ -76,7 +76,9 @@ def test_tests_that_notice_nothing_are_found_out(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text("import hyvideo_lib.geometry\ndef test_nothing(): pass\n")
     program = (
         "import sys, benchmarks.mutation.__main__ as m\n"
-        f"result = m.mutate('geometry', [{str(tmp_path / 'test_nothing.py')!r}], 3, 0)\n"
+        "words = m.build_parser().parse_args(['geometry', '--faults', '7', '0', '99999'])\n"
+        f"result = m.mutate('geometry', [{str(tmp_path / 'test_nothing.py')!r}], words)\n"
+        "assert [line.split(',')[0] for line in result.survivors] == ['7', '0'], result.survivors\n"
         "sys.exit(10 + result.killed)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=600).returncode == 10
