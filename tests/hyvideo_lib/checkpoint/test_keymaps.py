@@ -207,6 +207,18 @@ def test_parts_of_sizes_that_do_not_belong_together_are_left_over(wrong: tuple[i
     assert sorted(translated.leftover) == sorted(parts)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (4, 5)])
+def test_what_is_no_part_is_a_whole_of_any_shape(shape: tuple[int, ...]) -> None:
+    translated = to_tencent(make_header({"img_in.proj.weight": (shape, "float32")}), "transformer", "comfyui")
+    assert translated.header.shape("img_in.proj.weight") == shape
+
+
+@pytest.mark.parametrize(("found", "shape"), [((4, 4, 1, 1, 1), (4, 4)), ((4, 4, 2, 1, 1), (4, 4, 2, 1, 1))])
+def test_only_a_kernel_of_one_is_squeezed(found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    translated = to_tencent(make_header({"decoder.mid.attn_1.q.weight": (found, "float32")}), "vae", "comfyui")
+    assert [info.shape for info in translated.header.tensors.values()] == [shape]
+
+
 def test_a_norm_in_either_spelling_is_taken_once() -> None:
     stem = "single_blocks.0.norm.query_norm."
     one = to_tencent(make_header({f"{stem}weight": ((4,), "float32")}), "transformer", "comfyui")
