@@ -5,6 +5,7 @@ Everything ComfyUI-specific is imported inside the function that needs it, so th
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -85,11 +86,20 @@ def candidates(name: str, *kinds: str) -> list[Path]:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """The path of this name in a folder; None if the name leads out of it. Links that lie in the folder are followed,
-    as many people keep their models elsewhere.
+    """The path of this name in a folder; None if the name leads out of it, or is too long for any file. Links that lie
+    in the folder are followed, as many people keep their models elsewhere.
     """
     path = Path(os.path.normpath(folder / name))
-    return path if path.is_relative_to(os.path.normpath(folder)) else None
+    return path if path.is_relative_to(os.path.normpath(folder)) and not _is_too_long(path) else None
+
+
+def _is_too_long(path: Path) -> bool:
+    """Whether the system has no room for such a name: asked what is there, it raises instead of saying "nothing"."""
+    try:
+        path.is_file()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def native_tokenizers() -> list[Path]:

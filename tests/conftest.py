@@ -12,9 +12,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # how long an example takes decides no test
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 STANDIN = Path(__file__).parent / "standin"

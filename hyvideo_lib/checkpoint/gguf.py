@@ -21,17 +21,30 @@ from typing import Any, BinaryIO
 
 from ..errors import FileTruncated, FileUnreadable, UnsupportedFile
 from ..quant.ggml import GGML_FORMATS
-from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, Header, TensorInfo, align, check_layout, open_file, require
+from .header import (
+    MAX_DIMS,
+    MAX_NAME,
+    MAX_TENSORS,
+    Header,
+    TensorInfo,
+    align,
+    check_layout,
+    check_name,
+    check_parts,
+    open_file,
+    require,
+)
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 MAX_HEADER_BYTES = 100_000_000  # a Llama-3 vocabulary with its merges takes about 8 MB
 MAX_ENTRIES = MAX_TENSORS  # of metadata; some converters write one for each tensor
-MAX_ELEMENTS = 4_000_000  # of arrays of texts together; the largest vocabularies and their merges have half a million
+MAX_ELEMENTS = 1_000_000  # of arrays of texts together; the largest vocabularies and their merges have half a million
 MAX_KEY = 1024  # characters
 MAX_ALIGNMENT = 2**20
 DEFAULT_ALIGNMENT = 32
+PARTS_OF_A_TENSOR = 10  # what a tensor or an entry costs, counted as `header.check_parts` counts
 SHOWN_ELEMENTS = 64  # arrays of numbers up to here stand in Header.metadata
 
 # Number in the file -> name. Those that are plain numbers carry torch's name, the block formats the lower-case one.
@@ -95,7 +108,7 @@ class _Reader:
     def __init__(self, file: BinaryIO, path: Path, file_size: int) -> None:
         self._file = file
         self._path = path
-        self._file_size = file_size
+        self.file_size = file_size
         self._strings = 0
         self.position = 0
 
@@ -132,16 +145,27 @@ class _Reader:
         self._check(8 * count)
         if keeps:
             return [self.text() for _ in range(count)]
-        for _ in range(count):
-            self.take(self.number("Q"))
+        self._step_over(count)
         return []
+
+    def _step_over(self, count: int) -> None:
+        """Pass by so many texts. Without `take`: there may be millions, in a file of nothing else."""
+        read, position, limit = self._file.read, self.position, min(self.file_size, MAX_HEADER_BYTES)
+        for _ in range(count):
+            length = int.from_bytes(read(8), "little")
+            position += 8 + length
+            if position > limit:
+                self.position = position - length
+                self._check(length)
+            read(length)
+        self.position = position
 
     def _check(self, count: int) -> None:
         end = self.position + count
         require(end <= MAX_HEADER_BYTES, f"its header claims more than {MAX_HEADER_BYTES} bytes")
-        if end > self._file_size:
+        if end > self.file_size:
             raise FileTruncated(
-                f"{self._path.name} is cut short inside its header: it has {self._file_size} bytes, {end} or more are "
+                f"{self._path.name} is cut short inside its header: it has {self.file_size} bytes, {end} or more are "
                 "needed. Download or copy it again."
             )
 
@@ -159,6 +183,7 @@ def _read_metadata(reader: _Reader, keeps_long: bool) -> tuple[int, dict[str, An
     num_tensors, num_entries = reader.numbers("Q", 2)
     require(num_tensors <= MAX_TENSORS, f"it claims {num_tensors} tensors, no known model has over {MAX_TENSORS}")
     require(num_entries <= MAX_ENTRIES, f"it claims {num_entries} metadata entries, over {MAX_ENTRIES}")
+    check_parts(PARTS_OF_A_TENSOR * (num_tensors + num_entries), "parts", reader.file_size)
     metadata: dict[str, Any] = {}
     for _ in range(num_entries):
         key = reader.text(MAX_KEY)
@@ -191,7 +216,7 @@ def _read_tensors(reader: _Reader, count: int, metadata: Mapping[str, Any]) -> d
     tensors: dict[str, TensorInfo] = {}
     for _ in range(count):
         name = reader.text(4 * MAX_NAME)
-        require(len(name) <= MAX_NAME, f"a tensor's name has {len(name)} characters")
+        check_name(name)
         require(name not in tensors, f"{name!r} stands in it twice")
         num_dims = reader.number("I")
         require(num_dims <= MAX_DIMS, f"{name!r} has {num_dims} dimensions")

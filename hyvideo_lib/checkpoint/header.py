@@ -18,6 +18,9 @@ from ..errors import FileMissing, FileTruncated, FileUnreadable
 MAX_TENSORS = 20_000  # the largest known file, with three companions for each weight, has under 3,000
 MAX_DIMS = 16
 MAX_NAME = 256  # characters of a tensor's name; the longest known has about 80
+FREE_PARTS, BYTES_PER_PART = 20_000, 256
+"""Brackets and commas that any header may have, and one more for so many bytes of the file. A tensor has about ten, so
+no model comes near; each costs up to 300 bytes once parsed, and reading a file must not cost more than the file."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def open_file(path: Path) -> BinaryIO:
     try:
         if path.is_dir():
             raise FileUnreadable(f"{path} is a folder; give one file inside it.")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for whoever fills it
+            raise FileUnreadable(f"{path} is a pipe or a device, not a file.")
         return path.open("rb")
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
         raise FileMissing(f"There is no file {str(path)!r}. Check the name and the folder.") from error
@@ -106,6 +111,18 @@ def check_layout(
 def align(position: int, alignment: int) -> int:
     """The first multiple of `alignment` that is not below `position`."""
     return -(-position // alignment) * alignment
+
+
+def check_parts(parts: int, what: str, file_size: int) -> None:
+    """Raises ValueError for more parts than the header of a file of so many bytes has. what: their name."""
+    most = FREE_PARTS + file_size // BYTES_PER_PART
+    require(parts <= most, f"it has {parts} {what}; in a file of {file_size} bytes {most} would be very many")
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a tensor's name that no terminal should be shown, or that is too long."""
+    require(len(name) <= MAX_NAME, f"a tensor's name has {len(name)} characters")
+    require(name.isprintable(), f"a tensor's name holds control characters: {name!a}")
 
 
 def require(condition: bool, complaint: str) -> None:

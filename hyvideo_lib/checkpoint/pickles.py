@@ -10,15 +10,18 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from .header import MAX_TENSORS
 from .read import Header, TensorInfo
 
-MAX_MEMBERS = 100_000
 MAX_PICKLE_BYTES = 32_000_000  # of data.pkl; a 13B transformer's has about 0.1 MB
-MAX_DIRECTORY_BYTES = 64_000_000
+MAX_OPCODES = 2_000_000  # about 20 describe a tensor
+MAX_DIRECTORY_BYTES = 2_000_000  # about 100 for a tensor; each costs seven bytes once it is read
 OLD_PICKLES = 4  # an old PyTorch file is this many pickles in a row; the last of them has the names
 OLD_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _TEXTS = frozenset(("SHORT_BINUNICODE", "BINUNICODE", "UNICODE"))
@@ -66,8 +69,9 @@ def read_pickle(path: Path) -> PickleFacts | None:
 
 
 def _read_zip(path: Path) -> PickleFacts:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()[:MAX_MEMBERS]
+    with _Bounded(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+        file.most = MAX_PICKLE_BYTES
+        members = archive.infolist()
         program = next((member for member in members if member.filename.split("/")[-1] == "data.pkl"), None)
         if program is None:
             return PickleFacts("zip", len(members), ())
@@ -80,15 +84,32 @@ def _read_zip(path: Path) -> PickleFacts:
     return PickleFacts("torchscript" if is_script else "torch_zip", tensors, names)
 
 
+class _Bounded(io.BufferedReader):
+    """A file that gives `zipfile`, which takes a directory of any size at once, no more than `most` bytes at a time."""
+
+    most = MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises BadZipFile where more is asked for."""
+        wanted = self.most if size is None or size < 0 else size
+        if wanted > self.most:
+            raise zipfile.BadZipFile(f"its directory claims {wanted} bytes")
+        return super().read(wanted)
+
+
 def _names(opcodes: bytes) -> tuple[str, ...]:
     """Texts among a pickle's opcodes that look like names of tensors, in their order. Opcodes are read, never run."""
     names: dict[str, None] = {}
     stream = io.BytesIO(opcodes)
     try:
-        for _ in range(OLD_PICKLES):
-            for opcode, argument, _ in pickletools.genops(stream):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in texts that nobody will see
+            described = (part for _ in range(OLD_PICKLES) for part in pickletools.genops(stream))
+            for opcode, argument, _ in islice(described, MAX_OPCODES):
                 if opcode.name in _TEXTS and isinstance(argument, str) and _NAME.fullmatch(argument[:256]):
                     names[argument[:256]] = None
+                    if len(names) == MAX_TENSORS:
+                        break
     except (ValueError, UnicodeError, IndexError, OverflowError):
         pass  # damaged or cut short: what was read so far is what there is
     return tuple(names)

@@ -25,14 +25,24 @@ from ..errors import FileTruncated, FileUnreadable, UnsupportedFile
 from ..quant.ggml import GGML_FORMATS
 from .foreign import HEAD_BYTES, recognise_foreign
 from .gguf import MAGIC, read_gguf_header
-from .header import MAX_DIMS, MAX_NAME, MAX_TENSORS, Header, TensorInfo, check_layout, open_file, require
+from .header import (
+    MAX_DIMS,
+    MAX_NAME,
+    MAX_TENSORS,
+    Header,
+    TensorInfo,
+    check_layout,
+    check_name,
+    check_parts,
+    open_file,
+    require,
+)
 
 __all__ = ["Header", "TensorInfo", "map_tensors", "read_header"]
 
 logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 25_000_000  # a 13B transformer's header has about 0.1 MB, a LoRA's with its history a few
-MAX_MARKS = 20 * MAX_TENSORS  # commas and brackets; JSON takes a hundred times their bytes once parsed
 LENGTH_BYTES = 8
 _LINUX_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has the name since 3.13 only
 
@@ -74,9 +84,9 @@ def read_header(path: str | Path) -> Header:
             file.seek(0)
             return read_gguf_header(file, path, file_size)
         file.seek(0)
-        text = _read_header_text(file, path, file_size)
-    tensors, metadata = _parse(text, path, data_start=LENGTH_BYTES + len(text))
-    check_layout(tensors, path, LENGTH_BYTES + len(text), file_size, "safetensors")
+        text, data_start = _read_header_text(file, path, file_size)
+    tensors, metadata = _parse(text, path, data_start, file_size)
+    check_layout(tensors, path, data_start, file_size, "safetensors")
     return Header(path, MappingProxyType(tensors), MappingProxyType(metadata), file_size)
 
 
@@ -149,8 +159,8 @@ def _map_private(file: BinaryIO) -> mmap.mmap:
         raise FileUnreadable(f"{file.name} cannot be mapped into memory: {error}.") from error
 
 
-def _read_header_text(file: BinaryIO, path: Path, file_size: int) -> bytes:
-    """The JSON part of the header, after checking that this is a safetensors file at all."""
+def _read_header_text(file: BinaryIO, path: Path, file_size: int) -> tuple[str, int]:
+    """The JSON part of the header and where it ends, after checking that this is a safetensors file at all."""
     head = file.read(HEAD_BYTES)
     length = int.from_bytes(head[:LENGTH_BYTES], "little")
     begins_json = head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
@@ -162,7 +172,10 @@ def _read_header_text(file: BinaryIO, path: Path, file_size: int) -> bytes:
             f"{file_size}, {LENGTH_BYTES + length - file_size} are missing. Download or copy it again."
         )
     file.seek(LENGTH_BYTES)
-    return file.read(length)
+    try:
+        return file.read(length).decode("utf-8"), LENGTH_BYTES + length  # only one copy stays; it may be megabytes
+    except UnicodeDecodeError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def _not_safetensors(head: bytes, path: Path, file_size: int) -> Exception:
@@ -180,29 +193,29 @@ def _not_safetensors(head: bytes, path: Path, file_size: int) -> Exception:
     )
 
 
-def _parse(text: bytes, path: Path, data_start: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _parse(text: str, path: Path, data_start: int, file_size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
-        count, marks = text.count(b'"data_offsets"'), sum(text.count(mark) for mark in (b",", b"[", b"{"))
+        count = text.count('"data_offsets"')
         require(count <= MAX_TENSORS, f"it describes {count} tensors, no known model has over {MAX_TENSORS}")
-        require(marks <= MAX_MARKS, f"it has {marks} commas and brackets, over {MAX_MARKS}")
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        check_parts(sum(text.count(mark) for mark in ",[{"), "commas and brackets", file_size)
+        entries = json.loads(text, object_pairs_hook=_unique_keys)
         metadata = entries.pop("__metadata__", {})
         require(isinstance(metadata, dict), "its metadata is not a table")
         require(all(isinstance(value, str) for value in metadata.values()), "its metadata holds more than text")
         tensors = {name: _parse_tensor(name, entry, data_start) for name, entry in entries.items()}
     except UnsupportedFile as error:
         raise UnsupportedFile(f"{path.name}: {error}") from error
-    except (ValueError, RecursionError) as error:  # JSON, UTF-8 and our own complaints are all ValueErrors
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise FileUnreadable(
-            f"{path.name} has a damaged safetensors header: {reason}. Download or copy the file again."
-        ) from error
+    except (ValueError, RecursionError) as error:  # JSON and our own complaints are all ValueErrors
+        raise _damaged(path, "it is nested too deeply" if isinstance(error, RecursionError) else str(error)) from error
     return tensors, metadata
 
 
+def _damaged(path: Path, reason: str) -> FileUnreadable:
+    return FileUnreadable(f"{path.name} has a damaged safetensors header: {reason}. Download or copy the file again.")
+
+
 def _parse_tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
-    name.encode("utf-8")  # a lone surrogate, allowed in JSON, would break every later message
-    require(len(name) <= MAX_NAME, f"a tensor's name has {len(name)} characters")
+    check_name(name)  # a lone surrogate, allowed in JSON, would break every later message
     require(isinstance(entry, dict), f"{name!r} is not described by a table")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     require(isinstance(dtype, str), f"{name!r} has no dtype")

@@ -197,7 +197,10 @@ class _Rewriter:
         if self.dtype is not None:
             return
         names = self.findings.sources
-        joins = any(len(names[ours]) > len(their_names(self.findings.kind, self.layout, ours)) for ours in names)
+        joins = any(
+            len(names[ours]) > len(their_names(self.findings.kind, self.layout, ours))
+            for ours in names.keys() - MARKERS
+        )
         unkept = {
             "in GGUF's blocks": scheme == "gguf",
             "in a way that only its metadata tell": SCHEME_METADATA in self.header.metadata,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +30,8 @@ from .write import CODES, write_safetensors
 WRAPPERS = ("module", "ema", "state_dict", "model")
 """Keys under which training programs keep the weights, the one that is taken first."""
 MAX_DEPTH = 4
+FREE_BYTES = 2**30
+"""Memory that building the tables around the tensors may take, beyond the file itself, which is mapped."""
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,200})")
 
 
@@ -81,7 +84,13 @@ def open_pickle(path: Path) -> tuple[Opened, dict[str, Any]]:
 
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with memory_limit(path.stat().st_size + FREE_BYTES):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except MemoryError as error:
+        raise UnsupportedFile(
+            f"{path.name} is refused: it asks for more memory than its tensors take. Use the .safetensors version of "
+            "the file."
+        ) from error
     except Exception as error:  # a hostile file can make it raise anything
         asked = _GLOBAL.search(str(error))
         if asked:
@@ -91,6 +100,30 @@ def _load(path: Path) -> Any:
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise FileUnreadable(f"{path.name} is refused or damaged: {reason}. Download or copy it again.") from error
+
+
+@contextmanager
+def memory_limit(num_bytes: int) -> Iterator[None]:
+    """In the block, let this process take so many bytes more than it has, mapped files among them: MemoryError is
+    raised beyond. Nothing is limited where the system cannot (anywhere but on Linux).
+
+    `weights_only` lets a pickle of a few bytes build an array of any size, which would make the system end programs.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + num_bytes
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _is_named_tensor(name: object, value: object) -> bool:

@@ -46,7 +46,9 @@ def test_frames_are_accepted_exactly_where_they_are_4k_plus_1(frames: int) -> No
     ("frames", "advice"), [(4, "1 or 5"), (130, "129 or 133"), (0, "1"), (-3, "1"), (18, "17 or 21"), (20, "17 or 21")]
 )
 def test_refused_frames_name_the_nearest_accepted_ones(frames: int, advice: str) -> None:
-    with pytest.raises(InvalidFrames, match=rf"frames is {frames}, .*4k \+ 1.*Nearest: {advice}\.$"):
+    with pytest.raises(
+        InvalidFrames, match=rf"frames is {frames}, .*4k \+ 1 \(1, 5, 9, \.\.\.\)\. Nearest: {advice}\.$"
+    ):
         geometry.check_frames(frames)
 
 

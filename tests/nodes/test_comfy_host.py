@@ -71,6 +71,12 @@ def test_names_do_not_lead_out_of_a_folder(host_module, tmp_path, name):
     assert host_module.candidates(name, "vae") == []
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 2048 + "b"])
+def test_a_name_too_long_for_any_file_is_no_file(host_module, tmp_path, name):
+    assert host_module.inside(tmp_path, name) is None
+    assert host_module.find_file(name, "vae", "LLM") is None
+
+
 def test_links_in_a_folder_are_followed(host_module, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "folder").mkdir()

@@ -21,7 +21,7 @@ from hyvideo_lib.checkpoint import load_transformer, read_header
 from hyvideo_lib.checkpoint.convert import convert_file
 from hyvideo_lib.checkpoint.isolate import check_pickle, check_torch
 from hyvideo_lib.checkpoint.rewrite import LAYOUTS, STORAGES, Request
-from hyvideo_lib.checkpoint.unpickle import open_pickle
+from hyvideo_lib.checkpoint.unpickle import FREE_BYTES, open_pickle
 from hyvideo_lib.errors import (
     FileMissing,
     FileUnreadable,
@@ -366,6 +366,17 @@ def test_other_pickles_are_refused_in_a_sentence(tmp_path: Path, make: Callable[
     with pytest.raises((UnsupportedFile, FileUnreadable), match=words):
         convert_here()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.pt"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited on Linux only")
+def test_a_pickle_cannot_take_more_memory_than_its_tensors(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    torch.save({"a": torch.zeros(2), "b": RunsCode(bytearray, 2 * FREE_BYTES)}, tmp_path / "old.pt")
+    with pytest.raises(UnsupportedFile, match="more memory than its tensors"):
+        open_pickle(tmp_path / "old.pt")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_pickle_under_a_safe_name_is_still_a_pickle(tmp_path: Path) -> None:

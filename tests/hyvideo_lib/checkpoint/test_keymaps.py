@@ -138,11 +138,18 @@ def test_a_layout_without_rules_has_tencents_names() -> None:
     assert our_name("vae", "tencent", "anything") == ("anything", Source("anything"))
 
 
-@pytest.mark.parametrize("leaf", sorted(COMPANIONS))
+LEAVES = ("comfy_quant", "fp8_scale", "input_scale", "scale_input", "scale_weight", "weight_scale", "weight_scale_2")
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
 def test_the_numbers_beside_a_weight_go_with_it(leaf: str) -> None:
     theirs = f"double_blocks.3.img_attn.qkv.{leaf}"
     assert our_name("transformer", "comfyui", theirs) == (f"double_blocks.3.img_attn_qkv.{leaf}", Source(theirs))
     assert their_names("transformer", "comfyui", f"double_blocks.3.img_attn_qkv.{leaf}") == (Source(theirs),)
+
+
+def test_the_companions_are_those_that_files_have() -> None:
+    assert sorted(COMPANIONS) == sorted(LEAVES)
 
 
 def test_modules_are_translated_without_a_tensor_name() -> None:
@@ -200,6 +207,18 @@ def test_parts_of_sizes_that_do_not_belong_together_are_left_over(wrong: tuple[i
     assert sorted(translated.leftover) == sorted(parts)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (4, 5)])
+def test_what_is_no_part_is_a_whole_of_any_shape(shape: tuple[int, ...]) -> None:
+    translated = to_tencent(make_header({"img_in.proj.weight": (shape, "float32")}), "transformer", "comfyui")
+    assert translated.header.shape("img_in.proj.weight") == shape
+
+
+@pytest.mark.parametrize(("found", "shape"), [((4, 4, 1, 1, 1), (4, 4)), ((4, 4, 2, 1, 1), (4, 4, 2, 1, 1))])
+def test_only_a_kernel_of_one_is_squeezed(found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    translated = to_tencent(make_header({"decoder.mid.attn_1.q.weight": (found, "float32")}), "vae", "comfyui")
+    assert [info.shape for info in translated.header.tensors.values()] == [shape]
+
+
 def test_a_norm_in_either_spelling_is_taken_once() -> None:
     stem = "single_blocks.0.norm.query_norm."
     one = to_tencent(make_header({f"{stem}weight": ((4,), "float32")}), "transformer", "comfyui")
@@ -217,10 +236,27 @@ def test_the_numbers_of_split_weights_stay_one_for_each_part() -> None:
     assert translated.header.shape(name) == ()
 
 
-def test_a_marker_of_the_whole_file_stays() -> None:
-    translated = to_tencent(make_header({"scaled_fp8": ((0,), "float8_e4m3fn")}), "transformer", "comfyui")
+@pytest.mark.parametrize(
+    ("leaf", "operation"), [("weight", SQUEEZE), ("", SQUEEZE), ("bias", ""), ("scale_weight", ""), ("comfy_quant", "")]
+)
+def test_only_an_attentions_weight_is_squeezed(leaf: str, operation: str) -> None:
+    name = f"decoder.mid.attn_1.q.{leaf}".removesuffix(".")
+    hit = our_name("vae", "comfyui", name)
+    assert hit is not None
+    assert hit[1] == Source(name, operation=operation)
+
+
+@pytest.mark.parametrize(("leaf", "operation"), [("weight", SWAP_HALVES), ("bias", SWAP_HALVES), ("comfy_quant", "")])
+def test_a_text_beside_a_weight_has_no_halves(leaf: str, operation: str) -> None:
+    sources = their_names("transformer", "diffusers", f"final_layer.adaLN_modulation.1.{leaf}")
+    assert sources == (Source(f"norm_out.linear.{leaf}", operation=operation),)
+
+
+@pytest.mark.parametrize("name", ["scaled_fp8", "fp8_scale"])
+def test_a_marker_of_the_whole_file_stays(name: str) -> None:
+    translated = to_tencent(make_header({name: ((0,), "float8_e4m3fn")}), "transformer", "comfyui")
     assert translated.leftover == ()
-    assert translated.sources["scaled_fp8"] == (Source("scaled_fp8"),)
+    assert translated.sources[name] == (Source(name),)
 
 
 def test_rows_of_the_parts_follow_from_the_width() -> None:
@@ -240,5 +276,6 @@ def test_operations_can_be_undone(operation: str, shape: tuple[int, ...]) -> Non
 
 def test_operations_do_what_they_are_called() -> None:
     assert apply_operation(SWAP_HALVES, torch.arange(6)).tolist() == [3, 4, 5, 0, 1, 2]
+    assert apply_operation(SWAP_HALVES, torch.arange(2)).tolist() == [1, 0]
     assert apply_operation(SWAP_HALVES, torch.tensor(2.0)).tolist() == 2.0
     assert undo_operation(SQUEEZE, torch.ones(2, 3)).shape == (2, 3, 1, 1, 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from hyvideo_lib.checkpoint import inspect_file
-from hyvideo_lib.checkpoint.pickles import read_pickle
+from hyvideo_lib.checkpoint.header import MAX_TENSORS
+from hyvideo_lib.checkpoint.pickles import MAX_DIRECTORY_BYTES, MAX_OPCODES, PickleFacts, read_pickle
 
 NAMES = (
     "double_blocks.0.img_attn_qkv.weight",
@@ -76,6 +79,56 @@ def test_a_zip_cut_short_is_still_a_zip(kept: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     report = inspect_file(path)
     assert (report.layout, report.supported) == ("zip", False)
+
+
+def test_a_directory_of_any_size_is_not_taken_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({key: torch.zeros(2, 2) for key in NAMES}, path)
+    data, spot = path.read_bytes(), path.read_bytes().index(b"PK\x01\x02")
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", *(0,) * 9, 1, *(0,) * 6) + b"x"
+    directory = entry * (4 * MAX_DIRECTORY_BYTES // len(entry))
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(directory), spot, 0)
+    path.write_bytes(data[:spot] + directory + end)
+    tracemalloc.start()
+    facts = read_pickle(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert facts == PickleFacts("zip", 0, ())
+    assert peak < 2 * MAX_DIRECTORY_BYTES
+
+
+def test_a_program_longer_than_a_directory_may_be_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(["x" * (MAX_DIRECTORY_BYTES + 9), NAMES[0]]))
+    facts = read_pickle(path)
+    assert facts is not None
+    assert facts.names == NAMES[:1]
+
+
+def test_no_more_opcodes_are_looked_at_than_a_model_has(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    for count, names in ((MAX_OPCODES - 2, (NAMES[0],)), (MAX_OPCODES, ())):
+        path.write_bytes(b"\x80\x02" + b"N" * count + pickle.dumps(NAMES[0], protocol=2)[2:])
+        facts = read_pickle(path)
+        assert facts is not None
+        assert facts.names == names
+
+
+def test_no_more_names_are_kept_than_a_model_has(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(pickle.dumps([f"a.{i}" for i in range(MAX_TENSORS + 9)], protocol=2))
+    facts = read_pickle(path)
+    assert facts is not None
+    assert len(facts.names) == MAX_TENSORS
+
+
+def test_odd_escapes_in_a_text_are_nobodys_concern(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"\x80\x02S'\\X'\nX\x03\0\0\0a.b.")  # Python would warn of the escape
+    facts = read_pickle(path)
+    assert facts is not None
+    assert facts.names == ("a.b",)
 
 
 def test_other_zips_and_programs_are_told(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 from tiny import TRANSFORMER, layout
 
 from hyvideo_lib.checkpoint.keymaps import our_name
 from hyvideo_lib.lora.families import DOTTED_PREFIXES, MODULE_NAMES, UNDERSCORED_PREFIXES
-from hyvideo_lib.lora.names import Place, every_name, layer_places, layer_sizes
+from hyvideo_lib.lora.names import LayerSize, Place, adaptable_layers, every_name, layer_places, layer_sizes
 from hyvideo_lib.transformer import TransformerConfig
 
 RELEASED = TransformerConfig(16, 16, 3072, 24, 20, 40)
@@ -20,6 +21,14 @@ def test_every_matrix_of_the_released_model_can_have_a_lora_and_no_norm_can() ->
     assert set(sizes) == matrices
     conv = shapes["img_in.proj.weight"]
     assert (sizes["img_in.proj"].out_features, sizes["img_in.proj"].in_features) == (conv[0], conv[1] * 4)
+
+
+def test_a_convolutions_inputs_are_all_that_its_kernel_covers() -> None:
+    model = torch.nn.Module()
+    model.conv = torch.nn.Conv3d(2, 7, (3, 4, 5))
+    model.conv.adapters = []
+    model.bare = torch.nn.Conv3d(2, 7, 1)
+    assert adaptable_layers(model) == {"conv": LayerSize(7, 2 * 3 * 4 * 5)}
 
 
 @pytest.mark.parametrize("recorded", ["tencent_transformer_t2v", "comfy_transformer_t2v", "diffusers_transformer_t2v"])
