@@ -55,7 +55,7 @@ def digest(server, outcome) -> str:
 
 def test_every_node_is_there(server):
     names = {name for name in server.get("/object_info") if name.startswith("Hyv")}
-    assert len(names) == 17
+    assert len(names) == 18
     assert "Traceback" not in server.log.partition("Starting server")[0].partition("hyvideo")[2]
     assert "DeprecationWarning" not in server.log
 
