@@ -87,7 +87,9 @@ def precision_options(options: Namespace) -> Precision:
     """What the dtype options mean. Raises InvalidSetting."""
     from ..pipeline import Precision
 
-    return Precision(options.dtype, options.storage_dtype, options.vae_dtype, options.text_dtype)
+    return Precision(
+        options.dtype, options.storage_dtype, options.vae_dtype, options.text_dtype, fp8_matmul=options.fp8_matmul
+    )
 
 
 def template_options(options: Namespace) -> PromptTemplate:

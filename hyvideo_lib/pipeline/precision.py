@@ -24,12 +24,14 @@ class Precision:
 
     "auto": the transformer in float32 on a CPU and bfloat16 elsewhere; the VAE in float16 on a CUDA device and float32
     elsewhere; the text encoders as their files are. storage: the transformer's weights; None leaves them as they are.
+    fp8_matmul: multiply its fp8 weights in fp8.
     """
 
     compute: str = "auto"
     storage: str | None = None
     vae: str = "auto"
     text: str = "auto"
+    fp8_matmul: bool = False
 
     def __post_init__(self) -> None:
         for name in ("compute", "vae", "text"):
@@ -47,6 +49,10 @@ class Precision:
 
     def transformer_dtype(self, device: torch.device) -> torch.dtype:
         return DTYPES[_resolve(self.compute, "bfloat16" if device.type != "cpu" else "float32")]
+
+    def fp8_matmul_device(self, device: torch.device) -> torch.device | None:
+        """The device itself if fp8 is multiplied in fp8 on it."""
+        return device if self.fp8_matmul else None
 
     def vae_dtype(self, device: torch.device) -> torch.dtype:
         return DTYPES[_resolve(self.vae, "float16" if device.type == "cuda" else "float32")]

@@ -89,6 +89,7 @@ class SampleStage:
                 precision.storage_dtype,
                 precision.transformer_dtype(host.device),
                 host.device,
+                fp8_matmul_device=precision.fp8_matmul_device(host.device),
             )
         self._scaling = vae_scaling(files.vae)
         self._loras: dict[tuple[LoraChoice, ...], tuple[LoraUse, ...]] = {}

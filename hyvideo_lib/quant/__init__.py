@@ -8,7 +8,7 @@ from .fp8 import (
     plain_fp8_state_dict,
     quantize_fp8,
 )
-from .fp8_matmul import probe_fp8_matmul
+from .fp8_matmul import Fp8MatmulLinear, probe_fp8_matmul
 from .ggml import GGML_FORMATS, dequantize_ggml
 from .install import install, restore
 from .schemes import SCHEMES
@@ -17,6 +17,7 @@ __all__ = [
     "FP8_DTYPES",
     "GGML_FORMATS",
     "SCHEMES",
+    "Fp8MatmulLinear",
     "cast_fp8",
     "dequantize_fp8",
     "dequantize_ggml",

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FORMS = {
-    "HyvLoadTransformer": ("file variant storage compute_dtype attention", "block_swap", "model"),
+    "HyvLoadTransformer": ("file variant storage compute_dtype attention", "fp8_matmul block_swap", "model"),
     "HyvLoadTextEncoders": ("llm clip llm_tokenizer clip_tokenizer storage device", "", "text_encoders"),
     "HyvLoadVAE": ("file dtype", "", "vae"),
     "HyvPromptTemplate": ("text", "text_encoders", "template"),
@@ -188,8 +188,8 @@ def test_execute_takes_the_inputs_and_no_other(pack):
 def test_execute_can_go_without_optional_inputs(pack):
     for node, schema in schemas(pack).items():
         parameters = method_parameters(node, "execute")
-        optional = [entry.id for entry in schema.inputs or [] if entry.optional]
-        assert all(parameters[name].default is None for name in optional), schema.node_id
+        optional = {entry.id: getattr(entry, "default", None) for entry in schema.inputs or [] if entry.optional}
+        assert all(parameters[name].default == default for name, default in optional.items()), schema.node_id
 
 
 @pytest.mark.parametrize("method", ["execute", "validate_inputs"])

@@ -122,6 +122,15 @@ def test_fp8_storage_computes_as_dequantised(save_model: SaveModel, compute_dtyp
     assert torch.equal(found, run(upcast))
 
 
+def test_fp8_products_want_fp8_weights(save_model: SaveModel) -> None:
+    path = save_model("dit_tiny_t2v")
+    with pytest.raises(InvalidSetting, match="no weights in fp8"):
+        load_transformer(path, compute_dtype=torch.bfloat16, fp8_matmul_device="cpu")
+    model = load_transformer(path, torch.float8_e4m3fn, torch.bfloat16, fp8_matmul_device="cpu")
+    kinds = {type(layer).__name__ for layer in model.modules() if isinstance(layer, nn.Linear)}
+    assert "Fp8MatmulLinear" in kinds
+
+
 def test_storage_in_fp8_equals_an_fp8_file(save_model: SaveModel) -> None:
     cast_on_load = load_transformer(save_model("dit_tiny_t2v"), storage_dtype=FP8).state_dict()
     from_file = load_transformer(save_model("dit_tiny_t2v", plain_fp8_state_dict)).state_dict()

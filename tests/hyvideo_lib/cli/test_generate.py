@@ -339,3 +339,11 @@ def test_fp8_storage_and_bf16_compute_can_be_asked_for(generate):
     answer = generate(PROMPT, "--storage-dtype", "float8_e4m3fn", "--dtype", "bfloat16", "--out", "a.mp4")
     settings = answer.report["videos"][0]["settings"]
     assert (settings["storage_dtype"], settings["dtype"]) == ("float8_e4m3fn", "bfloat16")
+
+
+def test_fp8_products_are_taken_where_there_are_fp8_weights(generate):
+    words = ("--dtype", "bfloat16", "--fp8-matmul")
+    refused = generate(PROMPT, *words, "--storage-dtype", "bfloat16", "--out", "a.mp4")
+    assert (refused.code, refused.error) == (2, "invalid_setting")
+    answer = generate(PROMPT, *words, "--storage-dtype", "float8_e4m3fn", "--out", "a.mp4")
+    assert answer.report["videos"][0]["settings"]["fp8_matmul"] is True
