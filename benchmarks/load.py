@@ -1,7 +1,8 @@
 """A 13 GB fp8 file to a ready model: seconds and anonymous memory, from a cold and from a warm page cache.
 
 Each measurement is a process of its own (`load_child.py`), which imports first and starts the clock then. "Cold" asks
-the system to drop the file's pages before. Last, one forward of the full-size model, one frame of 256 x 256.
+the system to drop the file's pages before. Then one forward of the full-size model, one frame of 256 x 256. Last, a
+bf16 file of half the blocks, cast to fp8 in memory and converted to an fp8 file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fp8_file import FULL, QUICK, write_random_fp8
+from benchmarks.random_file import FULL, HALF, QUICK, write_random
 from benchmarks.rows import OURS, Measurement, Options, Row, measured_row, ratio_row, skipped_row
 
 PEERS = ("safetensors", "diffusers")
@@ -29,7 +30,7 @@ def run(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="hyvideo-bench-", dir=options.folder) as folder:
         path = Path(folder) / "random_fp8.safetensors"
         begin = time.perf_counter()
-        size = write_random_fp8(path, QUICK if options.is_quick else FULL)
+        size = write_random(path, QUICK if options.is_quick else FULL)
         with path.open("rb") as file:
             os.fsync(file.fileno())
         name = f"{size / 1e9:.1f} GB fp8"
@@ -42,6 +43,26 @@ def run(options: Options) -> Iterator[Row]:
         case = f"{name}, first forward"
         if options.wants(case):
             yield from _forward(path, case, options)
+        path.unlink()
+        yield from _casts(Path(folder), options)
+
+
+def _casts(folder: Path, options: Options) -> Iterator[Row]:
+    """A bf16 file on its way to fp8: anonymous memory above the result is what counts."""
+    path = folder / "random_bf16.safetensors"
+    name = ""
+    for side, what in (("cast", "cast to fp8 in memory"), ("convert", "converted to fp8")):
+        if not options.wants(f"bf16, {what}"):
+            continue
+        if not name:
+            name = f"{write_random(path, QUICK if options.is_quick else HALF, is_fp8=False) / 1e9:.1f} GB bf16"
+        answer = _child(side, path)
+        case = f"{name}, {what}"
+        if "skipped" in answer:
+            yield skipped_row("load", case, OURS, answer["skipped"])
+            continue
+        more = {key: answer[key] for key in ("above_result_bytes", "block_bytes", "written_bytes") if key in answer}
+        yield measured_row("load", case, OURS, Measurement([answer["seconds"]], answer["anonymous_bytes"], more))
 
 
 def _loads(path: Path, case: str, is_cold: bool, options: Options) -> Iterator[Row]:

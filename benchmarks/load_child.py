@@ -85,6 +85,32 @@ def load_ours(path: Path) -> dict[str, Any]:
     return timed(lambda: load_transformer(path))[0]
 
 
+def cast_ours(path: Path) -> dict[str, Any]:
+    """A bf16 file to a model in plain fp8. above_result_bytes: the peak less what the model itself holds."""
+    from hyvideo_lib.checkpoint import load_transformer
+    from hyvideo_lib.memory import module_bytes
+    from hyvideo_lib.quant import is_kept_in_plain_fp8
+
+    report, model = timed(lambda: load_transformer(path, torch.float8_e4m3fn))
+    state = model.state_dict().items()
+    cast = sum(tensor.nbytes for name, tensor in state if not is_kept_in_plain_fp8(name))
+    return {
+        **report,
+        "above_result_bytes": report["anonymous_bytes"] - cast,
+        "block_bytes": module_bytes(model.double_blocks[0]),
+    }
+
+
+def convert_ours(path: Path) -> dict[str, Any]:
+    """The same as a file."""
+    from hyvideo_lib.checkpoint.convert import convert_file
+    from hyvideo_lib.checkpoint.rewrite import Request
+
+    target = path.with_name("converted.safetensors")
+    report, _ = timed(lambda: convert_file(path, target, Request(storage="float8_e4m3fn")))
+    return {**report, "written_bytes": target.stat().st_size}
+
+
 def load_safetensors(path: Path) -> dict[str, Any]:
     """The tensors alone, without a model to hold them."""
     from safetensors.torch import load_file
@@ -145,7 +171,14 @@ def forward(path: Path) -> dict[str, Any]:
     return {**report, "is_finite": bool(velocity.isfinite().all()), "seconds_again": again["seconds"]}
 
 
-SIDES = {"hyvideo": load_ours, "safetensors": load_safetensors, "diffusers": load_diffusers, "forward": forward}
+SIDES = {
+    "hyvideo": load_ours,
+    "safetensors": load_safetensors,
+    "diffusers": load_diffusers,
+    "forward": forward,
+    "cast": cast_ours,
+    "convert": convert_ours,
+}
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks.fp8_file import QUICK, write_random_fp8
 from benchmarks.measure import compare, working_memory
+from benchmarks.random_file import QUICK, write_random
 from benchmarks.rows import OURS, Measurement, ratio_row, table
 from hyvideo_lib.checkpoint import inspect_file, load_transformer
 
@@ -54,7 +54,7 @@ def test_loading_says_cold_and_warm_and_leaves_no_file(tmp_path: Path, capsys: p
     rows = run("load", "--folder", str(tmp_path), capsys=capsys)
     assert all(set(row) >= COMMON | BY_KIND[row["kind"]] for row in rows)
     cases = {row["case"] for row in rows}
-    for part in ("cold page cache", "warm page cache", "first forward"):
+    for part in ("cold page cache", "warm page cache", "first forward", "cast to fp8", "converted to fp8"):
         assert any(part in case for case in cases)
     (forward,) = (row for row in rows if "first forward, 1 x" in row["case"])
     assert forward["is_finite"] is True
@@ -63,7 +63,7 @@ def test_loading_says_cold_and_warm_and_leaves_no_file(tmp_path: Path, capsys: p
 
 def test_the_random_file_is_a_transformer_that_loads_and_stays_finite(tmp_path: Path) -> None:
     path = tmp_path / "random.safetensors"
-    assert write_random_fp8(path, QUICK) == path.stat().st_size
+    assert write_random(path, QUICK) == path.stat().st_size
     report = inspect_file(path)
     assert (report.kind, report.quantization, report.supported) == ("transformer", "fp8_cast", True)
     model = load_transformer(path)
