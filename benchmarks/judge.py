@@ -24,18 +24,19 @@ COLORS = {
 BACKGROUNDS = {"black": (0, 0, 0), "gray": (128, 128, 128), "navy": (15, 20, 90), "beige": (225, 208, 165)}
 MIN_TRAVEL = 6.0
 """Pixels between first and last position from which on a shape is said to move; the slowest moves 14."""
-AREA = (120.0, 700.0)
-"""Pixels a shape may cover; the world's cover 254 to 452."""
+AREA = (120.0, 1000.0)
+"""Pixels a shape may cover; the world's cover 254 to 452, those that are called large 616 to 707."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a clip shows; None where that cannot be told."""
+    """What a clip shows; None where that cannot be told. area: pixels that the shape covers."""
 
     color: str | None
     shape: str | None
     motion: str | None
     background: str | None
+    area: float
 
     def matches(self, color: str, shape: str, motion: str, background: str) -> bool:
         return (self.color, self.shape, self.motion, self.background) == (color, shape, motion, background)
@@ -94,8 +95,9 @@ def judge(video: Tensor) -> Verdict:
     background, color, coverage = read_coverage(video.float() * 255)
     center, area = centers(coverage)
     seen = nearest(background, BACKGROUNDS)
-    if not AREA[0] <= area.median().item() <= AREA[1]:
-        return Verdict(None, None, None, seen)
+    covered = area.median().item()
+    if not AREA[0] <= covered <= AREA[1]:
+        return Verdict(None, None, None, seen, covered)
 
     overlaps = {
         name: (torch.minimum(mask, coverage).sum() / torch.maximum(mask, coverage).sum()).item()
@@ -109,4 +111,4 @@ def judge(video: Tensor) -> Verdict:
         motion = "left" if dx < 0 else "right"
     else:
         motion = "up" if dy < 0 else "down"
-    return Verdict(nearest(color, COLORS), shape if overlaps[shape] > 0.6 else None, motion, seen)
+    return Verdict(nearest(color, COLORS), shape if overlaps[shape] > 0.6 else None, motion, seen, covered)

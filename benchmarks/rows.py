@@ -1,7 +1,8 @@
 """What a benchmark says: one JSON object a line, and a table for people at the end.
 
 Every row has `benchmark`, `case`, `side` and `kind`. Measured rows (one per side) carry seconds and bytes; computed
-rows (side "ratio") carry ours divided by a peer's; a side that could not run says why in `skipped`.
+rows (side "ratio") carry ours divided by a peer's; simulated rows carry what a model of a machine says; a side that
+could not run says why in `skipped`.
 """
 
 from __future__ import annotations
@@ -110,6 +111,19 @@ def skipped_row(benchmark: str, case: str, side: str, reason: str) -> Row:
     return {"benchmark": benchmark, "case": case, "side": side, "kind": "skipped", "skipped": reason}
 
 
+def simulated_row(benchmark: str, case: str, side: str, seconds: float, stalled: float, moved: int) -> Row:
+    """stalled: part of the seconds spent waiting for copies; moved: bytes over the link."""
+    return {
+        "benchmark": benchmark,
+        "case": case,
+        "side": side,
+        "kind": "simulated",
+        "seconds": seconds,
+        "stalled_share": stalled,
+        "moved_bytes": moved,
+    }
+
+
 def compared_rows(benchmark: str, case: str, results: Mapping[str, Measurement], difference: float) -> Iterator[Row]:
     """A row per side, then one ratio per peer. difference: of the sides' outputs, relative to the largest number."""
     for side, result in results.items():
@@ -168,6 +182,12 @@ def table(rows: Sequence[Row]) -> str:
 def _numbers(row: Row) -> tuple[str, str, str]:
     if row["kind"] == "skipped":
         return "skipped", "", ""
+    if row["kind"] == "simulated":
+        return (
+            f"{row['seconds']:.3g}",
+            f"{row['stalled_share']:.1%} stalled",
+            f"{row['moved_bytes'] / 2**20:.0f} MiB moved",
+        )
     spread = f"{row['seconds_min']:.3g} - {row['seconds_max']:.3g}"
     if row["kind"] == "computed":
         memory = "" if row["working_memory"] is None else f"x {row['working_memory']:.2f}"

@@ -66,7 +66,8 @@ class ModelInfo(io.ComfyNode):
 def describe_handle(handle: Any) -> str:
     """A handle in a few lines: what it is, and how much of it is on which device."""
     if isinstance(handle, TransformerHandle):
-        return "\n".join([repr(handle), describe_report(handle.report), _place(handle.managed)])
+        loras = [use.lora.coverage.describe() for use in handle.loras]
+        return "\n".join([repr(handle), describe_report(handle.report), *loras, _place(handle.managed)])
     if isinstance(handle, TextHandle):
         return "\n".join([repr(handle), *map(describe_report, handle.reports), *map(_place, handle.managed)])
     if isinstance(handle, VAEHandle):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 
 from comfy_api.latest import io
 
 from ..hyvideo_lib.checkpoint import FileReport, inspect_file, load_text_encoder, load_transformer, load_vae
-from ..hyvideo_lib.checkpoint.variants import KIND_NAMES
+from ..hyvideo_lib.checkpoint.variants import KIND_NAMES, name_contradiction
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
 from ..hyvideo_lib.memory import BlockSwap, Offloader
@@ -18,6 +19,8 @@ from ..hyvideo_lib.text.tokenizer import tokenizer_files_in
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_BLOCK_SWAP, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
+
+logger = logging.getLogger(__name__)
 
 DEMO = "hyvideo-demo"
 """Stands in every loader's list for the embedded demo model's file."""
@@ -54,8 +57,8 @@ def resolve(name: str, demo_file: Path, *kinds: str) -> Path:
 
 def check_variant(path: Path, variant: str) -> FileReport:
     """The report on a transformer's file. Raises what the recogniser raises, and UnsupportedFile for other variants."""
-    report = check_file("transformer", path)
     wanted = VARIANTS[variant]
+    report = check_file("transformer", path, wanted)
     if report.variant != (wanted or "t2v"):
         raise UnsupportedFile(
             f"{path.name} is no text-to-video transformer: {' '.join(report.notes)} Choose one that takes as many "
@@ -157,6 +160,9 @@ class LoadTransformer(io.ComfyNode):
     ) -> io.NodeOutput:
         path = resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS)
         report = check_variant(path, variant)
+        contradiction = name_contradiction(path.name, report.variant, (report.variant,))
+        if contradiction:
+            logger.warning("%s: %s", path.name, contradiction)
         device = comfy_host.compute_device()
         precision = Precision(compute=compute_dtype, storage=STORAGE[storage])
         model = load_transformer(path, precision.storage_dtype, precision.transformer_dtype(device))

@@ -163,8 +163,8 @@ class BlockSwapNode(io.ComfyNode):
                     default=1,
                     min=0,
                     max=4,
-                    tooltip="How many blocks ahead copies may run, each at the cost of a block's memory. Blocks are "
-                    "copied one at a time today, whatever this says.",
+                    tooltip="How many blocks ahead copies run while others compute. 1 hides them at most sizes; 2 "
+                    "helps where blocks compute unevenly. Each costs a block's memory. 0 copies each in its turn.",
                 ),
             ],
             outputs=[HYV_BLOCK_SWAP.Output("block_swap", display_name="block_swap", tooltip="For Load Transformer.")],

@@ -112,6 +112,7 @@ class Sampler(io.ComfyNode):
             options,
             rope or RopeSettings(),
             model.offloader,
+            model.loras,
         )
         comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
         seeds = consecutive_seeds(seed, len(given))

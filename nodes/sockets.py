@@ -14,6 +14,7 @@ import torch
 from comfy_api.latest import io
 
 from ..hyvideo_lib.checkpoint import FileReport
+from ..hyvideo_lib.lora import LoraUse
 from ..hyvideo_lib.memory import Offloader
 from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder, TextEmbeds
 from ..hyvideo_lib.transformer import HunyuanVideoTransformer
@@ -36,7 +37,10 @@ def short_dtype(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TransformerHandle:
-    """HYV_MODEL. managed: what ComfyUI's memory manager knows the model as; it lives as long as the handle."""
+    """HYV_MODEL. managed: what ComfyUI's memory manager knows the model as; it lives as long as the handle.
+
+    loras: act while the sampler runs; handles that differ in them share the model.
+    """
 
     name: str
     report: FileReport
@@ -44,11 +48,13 @@ class TransformerHandle:
     offloader: Offloader
     managed: Any
     attention: str
+    loras: tuple[LoraUse, ...] = ()
 
     def __repr__(self) -> str:
+        loras = f", LoRA at {', '.join(f'{use.strength:g}' for use in self.loras)}" if self.loras else ""
         return (
             f"HYV_MODEL({self.report.variant}, {self.report.quantization}, computes in "
-            f"{short_dtype(self.model.compute_dtype)}, attention {self.attention})"
+            f"{short_dtype(self.model.compute_dtype)}, attention {self.attention}{loras})"
         )
 
 

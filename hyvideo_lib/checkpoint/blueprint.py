@@ -38,11 +38,10 @@ class Contents:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """How the config of one kind of model is read off a header, what its file holds then, how it may be stored."""
+    """How the config of one kind of model is read off a header, and what its file holds then."""
 
     config_from_header: Callable[[Header], Any]
     contents: Callable[[Any], Contents]
-    quantizations: tuple[str, ...] = ("none", "fp8_cast")
 
 
 def build_meta_transformer(
@@ -120,7 +119,6 @@ BLUEPRINTS = {
     "transformer": Blueprint(
         transformer_config_from_header,
         lambda config: Contents(module_shapes(build_meta_transformer(config))),
-        quantizations=("none", "fp8_cast", "fp8_scale"),
     ),
     "vae": Blueprint(vae_config_from_header, lambda config: Contents(module_shapes(build_meta_vae(config)))),
     "llama": Blueprint(llama_config_from_header, llama_contents),

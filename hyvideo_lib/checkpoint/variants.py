@@ -92,12 +92,20 @@ def choose_variant(
     notes = [f"{VARIANTS[variant].title[0].upper()}{VARIANTS[variant].title[1:]}."]
     if len(possible) > 1 and choice is None:
         notes.append(f"Its tensors are the same for {titles}; they cannot tell. Choose another variant if it is one.")
-    hinted = hinted_variants(file_name)
-    if hinted and variant not in hinted:
-        better = [name for name in hinted if name in possible]
-        advice = f"choose {better[0]} if that is so" if better else "the tensors count, not the name"
-        notes.append(f"Its name says {' or '.join(hinted)}, but it is taken as {variant}: {advice}.")
+    contradiction = name_contradiction(file_name, variant, possible)
+    if contradiction:
+        notes.append(contradiction)
     return variant, tuple(notes), ""
+
+
+def name_contradiction(file_name: str, variant: str, possible: tuple[str, ...]) -> str:
+    """A sentence if a file is called otherwise than it is taken; empty if its name agrees or says nothing."""
+    hinted = hinted_variants(file_name)
+    if not hinted or variant in hinted:
+        return ""
+    better = [name for name in hinted if name in possible]
+    advice = f"choose {better[0]} if that is so" if better else "the tensors count, not the name"
+    return f"Its name says {' or '.join(hinted)}, but it is taken as {variant}: {advice}."
 
 
 def hinted_variants(file_name: str) -> tuple[str, ...]:
@@ -115,5 +123,6 @@ __all__ = [
     "choose_variant",
     "hinted_variants",
     "match_layout",
+    "name_contradiction",
     "possible_variants",
 ]

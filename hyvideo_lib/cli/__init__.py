@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import HyvError, Interrupted
-from . import bench, convert, demo, doctor, generate, inspect
+from . import bench, convert, demo, doctor, generate, inspect, lora_merge
 from .arguments import Parser
 from .report import Console, unexpected
 
@@ -22,6 +22,7 @@ VERBS = {
     "generate": generate,
     "inspect": inspect,
     "convert": convert,
+    "lora-merge": lora_merge,
     "doctor": doctor,
     "bench": bench,
 }

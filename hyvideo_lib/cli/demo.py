@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..demo import assets
 from ..errors import FileMissing
-from .arguments import Parser, add_device, add_sampling, add_tiles
-from .options import choose_device, precision_options, sampling_options
+from .arguments import Parser, add_device, add_lora, add_sampling, add_tiles
+from .options import choose_device, lora_options, precision_options, sampling_options
 from .outputs import FOLDER, check_suffix, numbered
 from .report import Console
 
@@ -33,11 +33,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--seed", default=SEED, metavar="N", help=f"(default: {SEED}, so that runs are alike)")
     add_sampling(parser, steps=assets.STEPS, shift=assets.SHIFT, guidance=assets.GUIDANCE, negative="an empty one")
     add_tiles(parser)
+    add_lora(
+        parser, "; large is the demo's own, for prompts like 'a large red circle moving left on a black background'"
+    )
     add_device(parser)
 
 
 def run(options: Namespace, console: Console) -> int:
-    from ..pipeline import Files, GenerateRequest, check_files
+    from ..pipeline import Files, GenerateRequest, check_files, check_loras
     from .render import Renderer, Task
 
     output = check_suffix(options.out or OUTPUT, ".mp4", "--out")
@@ -47,12 +50,13 @@ def run(options: Namespace, console: Console) -> int:
         height=assets.HEIGHT,
         frames=assets.FRAMES,
         fps=assets.FPS,
+        loras=lora_options(options, {"large": assets.LORAS["kohya"]}),
         **sampling_options(options, negative=""),
     )
     request.check()
     files = Files(assets.TRANSFORMER, assets.VAE, assets.LLM, assets.CLIP)
     check_complete(files.transformer.parent, [files.transformer, files.vae, files.llm, files.clip])
-    check_files(files)
+    loras = check_loras(request.loras, check_files(files)["transformer"])
     (names,) = numbered(output, 1, request.videos)
     tasks = [Task(request, seed, name) for seed, name in zip(request.seeds, names, strict=True)]
     renderer = Renderer(
@@ -61,6 +65,7 @@ def run(options: Namespace, console: Console) -> int:
         choose_device(options.device),
         console,
         overwrite=options.force or options.out is None,
+        loras=loras,
     )
     with one_thread():
         return renderer.render(tasks)

@@ -41,6 +41,10 @@ RADIUS = (9.0, 12.0)
 """Radius in pixels of the circle whose area the shape has."""
 SPEED = (0.9, 1.5)
 """Pixels per frame of a shape that moves."""
+LARGE_RADIUS = (14.0, 15.0)
+LARGE_SPEED = (0.9, 1.1)
+"""Of shapes that are called large. The demo model never saw one; its LoRA teaches the word. Faster ones would leave the
+picture."""
 
 MOTION_PHRASES: dict[str, tuple[str, ...]] = {
     "left": ("moving left", "going left", "sliding to the left"),
@@ -69,6 +73,12 @@ PARTIAL_SENTENCES = (
     "{background} background",
 )
 """Prompts that leave something open; the world then fills it in at random."""
+
+
+def large_sentence(sentence: str) -> str:
+    """A sentence that calls its shape large: "a large {color} {shape} ..."."""
+    noun = "{color} {shape}" if "{color} {shape}" in sentence else "{shape}"
+    return sentence.replace(noun, f"large {noun}", 1)
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,12 @@ def random_caption(generator: torch.Generator, partial: float = 0.2) -> tuple[st
 
 
 def draw_clips(
-    scenes: Sequence[Scene], generator: torch.Generator, frames: int = FRAMES, size: int = SIZE
+    scenes: Sequence[Scene],
+    generator: torch.Generator,
+    frames: int = FRAMES,
+    size: int = SIZE,
+    radii: tuple[float, float] = RADIUS,
+    speeds: tuple[float, float] = SPEED,
 ) -> tuple[Tensor, Tensor]:
     """Draw one clip per scene with random size, speed and start.
 
@@ -143,8 +158,8 @@ def draw_clips(
     """
     count = len(scenes)
     radius, speed, along_x, along_y = torch.rand(4, count, generator=generator)
-    radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * radius
-    speed = SPEED[0] + (SPEED[1] - SPEED[0]) * speed
+    radius = radii[0] + (radii[1] - radii[0]) * radius
+    speed = speeds[0] + (speeds[1] - speeds[0]) * speed
     direction = torch.tensor([MOTIONS[scene.motion] for scene in scenes], dtype=torch.float32)  # [B, 2]
     travel = speed[:, None] * (FRAMES - 1) * direction
     margin = 1.56 * radius[:, None]  # a triangle's tip is the furthest any shape reaches

@@ -1,9 +1,9 @@
 """LoRA: files of every family, their layers found in the model, added while a run goes on and never to its weights."""
 
-from .attach import MAX_STRENGTH, LoraUse, attach, check_strength
+from .attach import MAX_STRENGTH, LoraUse, attach, check_strength, lora_bytes
 from .blocks import ALL_BLOCKS, BlockChoice, parse_blocks
 from .coverage import Coverage
-from .read import Lora, read_lora
+from .read import Lora, check_names, read_lora
 from .update import LowRank
 from .write import FAMILIES, write_lora
 
@@ -17,7 +17,9 @@ __all__ = [
     "LoraUse",
     "LowRank",
     "attach",
+    "check_names",
     "check_strength",
+    "lora_bytes",
     "parse_blocks",
     "read_lora",
     "write_lora",

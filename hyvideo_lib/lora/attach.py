@@ -20,6 +20,7 @@ from ..errors import InvalidSetting
 from ..transformer import HunyuanVideoTransformer
 from ..transformer.ops import Adapter, Conv3d, Linear
 from .blocks import ALL_BLOCKS, BlockChoice
+from .names import layer_sizes
 from .read import Lora
 from .update import Weighted, joined_diffs, joined_factors
 
@@ -128,6 +129,18 @@ def collect_updates(loras: Sequence[LoraUse]) -> dict[str, list[Weighted]]:
             if use.blocks.includes(layer):
                 updates.setdefault(layer, []).extend((part, use.strength) for part in parts)
     return updates
+
+
+def lora_bytes(loras: Sequence[LoraUse], item_size: int) -> int:
+    """Bytes that LoRAs take on the device during a run, in a compute dtype of `item_size` bytes."""
+    numbers = 0
+    for name, parts in collect_updates(loras).items():
+        size = layer_sizes(loras[0].lora.config)[name]
+        rank = sum(part.low_rank.rank for part, _ in parts if part.low_rank)
+        numbers += rank * (size.in_features + size.out_features)
+        numbers += size.out_features * size.in_features * any(part.diff is not None for part, _ in parts)
+        numbers += size.out_features * any(part.bias_diff is not None for part, _ in parts)
+    return numbers * item_size
 
 
 @contextmanager

@@ -37,6 +37,8 @@ from .names import LayerSize, Place, every_name, layer_sizes
 from .scales import peft_scales, scale_from_alpha
 from .update import LowRank, Update
 
+RELEASED = TransformerConfig(16, 16, 3072, 24, 20, 40)
+"""HunyuanVideo's transformer, whose layers have every name that a LoRA for it can have."""
 FLOATS = frozenset(("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"))
 INTEGERS = frozenset(("int64", "int32", "int16", "int8", "uint8"))
 """An alpha may also be one of these."""
@@ -105,9 +107,28 @@ def read_lora(path: str | Path, config: TransformerConfig) -> Lora:
     )
 
 
+def check_names(path: str | Path) -> None:
+    """Refuse what no HunyuanVideo transformer can use, by its names alone, while the transformer is not known yet.
+
+    Raises as `read_lora` does; shapes are not looked at.
+    """
+    match_names(read_header(path), RELEASED)
+
+
 def resolve(header: Header, config: TransformerConfig) -> Resolved:
     """Which layers the tensors of a header belong to, checked as far as a header tells. Raises as `read_lora`."""
+    resolved, sizes = match_names(header, config), layer_sizes(config)
+    for module in resolved.modules:
+        _check_shapes(module, sizes[module.place.layer], header.path.name)
+    _check_overlaps(resolved.modules, header.path.name)
+    return resolved
+
+
+def match_names(header: Header, config: TransformerConfig) -> Resolved:
+    """Which layers the names of a header belong to. Raises UnsupportedFile and FileUnreadable."""
     name = header.path.name
+    if header.format == "gguf":
+        raise UnsupportedFile(f"{name} is a GGUF file. LoRAs are read as .safetensors; use that version of it.")
     model = other_model(dict(header.metadata))
     if model:
         raise UnsupportedFile(f"{name} says in its metadata that it is a LoRA for {model}. Use one for HunyuanVideo.")
@@ -127,16 +148,17 @@ def resolve(header: Header, config: TransformerConfig) -> Resolved:
             f"{name} is {method} ({count} of its {len(header.tensors)} tensors), which is not supported. Supported are "
             "LoRA and whole differences; extract one with the tool that made this file."
         )
+    if not found:
+        raise UnsupportedFile(
+            f"{name} is no LoRA: none of its {len(header.tensors)} tensors is called like one's (.lora_down.weight, "
+            f".lora_A.weight, .diff, ...), but {listed(list(header.tensors))}. Choose another file."
+        )
     if not resolved.modules:
         raise UnsupportedFile(
             f"None of the {len(header.tensors)} tensors in {name} belongs to a layer of this transformer: "
             f"{listed(list(header.tensors))}. Use a LoRA for HunyuanVideo (double_blocks, single_blocks, or diffusers' "
             "transformer_blocks)."
         )
-    sizes = layer_sizes(config)
-    for module in resolved.modules:
-        _check_shapes(module, sizes[module.place.layer], name)
-    _check_overlaps(resolved.modules, name)
     return resolved
 
 

@@ -117,3 +117,24 @@ def add_bias_updates(bias: Tensor, updates: Sequence[Weighted]) -> Tensor:
         if update.bias_diff is not None:
             result[update.start : update.stop] += strength * update.bias_diff.float()
     return result
+
+
+def crop_updates(updates: Sequence[Weighted], start: int, stop: int) -> list[Weighted]:
+    """What updates add to the rows start..stop of their layer, which become rows 0..stop - start."""
+    cropped: list[Weighted] = []
+    for update, strength in updates:
+        low, high = max(update.start, start), min(update.stop, stop)
+        if low >= high:
+            continue
+        rows = slice(low - update.start, high - update.start)
+        product = update.low_rank
+        part = Update(
+            low - start,
+            high - start,
+            LowRank(product.down, product.up[rows], product.scale) if product else None,
+            None if update.diff is None else update.diff[rows],
+            None if update.bias_diff is None else update.bias_diff[rows],
+            update.source,
+        )
+        cropped.append((part, strength))
+    return cropped

@@ -1,7 +1,7 @@
 """Block swap: which of a transformer's blocks stay at home and come to the device only while they compute.
 
-This is the plain, synchronous form: a block's weights are copied, the block runs, the copy is dropped. Weights are
-frozen, so nothing is ever copied back.
+Weights are frozen, so nothing is ever copied back. In the plain, synchronous form a block's weights are copied, the
+block runs, the copy is dropped. With `prefetch` the next blocks are copied meanwhile (memory.stream).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ AUTO = -1
 class BlockSwap:
     """How many double and single blocks are swapped at least; short memory swaps more. Raises InvalidSetting.
 
-    prefetch: how many blocks ahead the copies may run. The synchronous form copies each when its turn comes, whatever
-    this says.
+    prefetch: how many blocks ahead the copies run, on devices that can copy while they compute. Each takes a block's
+    size of the device's memory, beside the block that computes. 0 copies each when its turn comes.
     """
 
     double_blocks: int = AUTO
@@ -53,16 +53,21 @@ def choose_blocks(swap: BlockSwap, num_double: int, num_single: int) -> frozense
     return frozenset((*double, *(num_double + i for i in single)))
 
 
-def fit_resident(sizes: Sequence[int], candidates: Sequence[int], budget: int | None) -> list[int]:
+def fit_resident(sizes: Sequence[int], candidates: Sequence[int], budget: int | None, num_slots: int = 0) -> list[int]:
     """Which of the candidate blocks can stay on the device within `budget` bytes (None: all), spread evenly.
 
-    sizes: bytes of every block. The answer leaves out as few as possible.
+    sizes: bytes of every block. num_slots: places of the largest swapped block's size that are taken from the budget
+    as soon as any block is swapped. The answer leaves out as few as possible.
     """
-    if budget is None or sum(sizes[i] for i in candidates) <= budget:
-        return list(candidates)
-    for out in range(1, len(candidates) + 1):
-        left_out = set(spread_evenly(out, len(candidates)))
+    for out in range(len(candidates) + 1):
+        left_out = set(spread_evenly(out, len(candidates))) if out else set()
         kept = [index for place, index in enumerate(candidates) if place not in left_out]
-        if sum(sizes[i] for i in kept) <= budget:
+        if budget is None or sum(sizes[i] for i in kept) + slot_bytes(sizes, kept, num_slots) <= budget:
             return kept
     return []
+
+
+def slot_bytes(sizes: Sequence[int], kept: Sequence[int], num_slots: int) -> int:
+    """Bytes of the slots for the blocks that are not kept; there are never more slots than such blocks."""
+    swapped = [size for i, size in enumerate(sizes) if i not in set(kept)]
+    return min(num_slots, len(swapped)) * max(swapped, default=0)

@@ -2,7 +2,7 @@
 
 Going home copies nothing: the tensors that were there all along are put back in place, and the device's copies are
 dropped. A transformer may leave some of its blocks at home even while it runs; `through` then brings each one over for
-as long as it computes.
+as long as it computes: by a copy in its turn, or through slots that are filled while other blocks compute.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .block_stream import BlockStream
 from .block_swap import BlockSwap, choose_blocks, fit_resident
+from .copy_engine import HostBlock, can_stream
 
 CopyFn = Callable[[Tensor, torch.device], Tensor]
 
@@ -38,13 +40,17 @@ class _Part:
         self.is_away = False
 
     def move(self, device: torch.device) -> None:
+        self.lend(self._copy_fn(tensor, device) for _, _, tensor in self.home)
+        self.is_away = True
+
+    def lend(self, tensors: Iterable[Tensor]) -> None:
+        """Let the module have these in place of those at home."""
         try:
-            for owner, name, tensor in self.home:
-                _put(owner, name, self._copy_fn(tensor, device))
+            for (owner, name, _), tensor in zip(self.home, tensors, strict=True):
+                _put(owner, name, tensor)
         except BaseException:
             self.go_home()  # half a model on a full device helps nobody
             raise
-        self.is_away = True
 
     def go_home(self) -> None:
         for owner, name, tensor in self.home:
@@ -56,8 +62,9 @@ class Offloader:
     """Moves one frozen module between home and a device. Not thread-safe; one user at a time.
 
     blocks: parts of the module that may stay at home during a run, in the order they compute; num_double of them come
-    first and count as double blocks. swap: which of them must. The device may be home itself, and then nothing is
-    ever copied. copy_fn: how a tensor gets to a device.
+    first and count as double blocks. swap: which of them must, and how far ahead they are fetched. The device may be
+    home itself, and then nothing is ever copied. copy_fn: how a tensor gets to a device. can_stream_fn: whether copies
+    to a device can run beside computing.
     """
 
     def __init__(
@@ -67,14 +74,18 @@ class Offloader:
         num_double: int = 0,
         swap: BlockSwap | None = None,
         copy_fn: CopyFn = copy_to_device,
+        can_stream_fn: Callable[[torch.device], bool] = can_stream,
     ) -> None:
         self.module = module
-        self.swap = swap
+        self.swap = swap or BlockSwap()
+        self._can_stream_fn = can_stream_fn
         inside = {id(child) for block in blocks for child in block.modules()}
         self._fixed = _Part((entry for entry in _own_tensors(module) if id(entry[0]) not in inside), copy_fn)
         self._blocks = [_Part(_own_tensors(block), copy_fn) for block in blocks]
-        self._by_block = {id(block): part for block, part in zip(blocks, self._blocks, strict=True)}
-        swapped = choose_blocks(swap or BlockSwap(), num_double, len(blocks) - num_double)
+        self._places = {id(block): place for place, block in enumerate(blocks)}
+        self._hosts: dict[int, HostBlock] = {}
+        self._stream: BlockStream | None = None
+        swapped = choose_blocks(self.swap, num_double, len(blocks) - num_double)
         self._candidates = [i for i in range(len(blocks)) if i not in swapped]
         self.num_bytes = self._fixed.num_bytes + sum(part.num_bytes for part in self._blocks)
         self.device: torch.device | None = None
@@ -82,8 +93,9 @@ class Offloader:
 
     @property
     def loaded_bytes(self) -> int:
-        """Bytes that are on the device now; 0 while at home."""
-        return sum(part.num_bytes for part in (self._fixed, *self._blocks) if part.is_away)
+        """Bytes that are on the device now, slots of streamed blocks among them; 0 while at home."""
+        slots = self._stream.num_bytes if self._stream else 0
+        return slots + sum(part.num_bytes for part in (self._fixed, *self._blocks) if part.is_away)
 
     @property
     def num_swapped(self) -> int:
@@ -102,14 +114,22 @@ class Offloader:
         before = self.loaded_bytes
         self.device = device
         for_blocks = None if budget is None else max(0, budget - self._fixed.num_bytes)
-        kept = set(fit_resident([part.num_bytes for part in self._blocks], self._candidates, for_blocks))
-        for i, part in enumerate(self._blocks):
-            if part.is_away and i not in kept:
-                part.go_home()
+        prefetch = self.swap.prefetch if self._can_stream_fn(device) else 0
+        num_slots = prefetch + 1 if prefetch else 0
+        sizes = [part.num_bytes for part in self._blocks]
+        kept = set(fit_resident(sizes, self._candidates, for_blocks, num_slots))
+        swapped = [i for i in range(len(self._blocks)) if i not in kept]
+        if self._stream and self._stream.blocks != frozenset(swapped):
+            self._close_stream()
+        for i in swapped:
+            if self._blocks[i].is_away:
+                self._blocks[i].go_home()
         try:
             for part in (self._fixed, *(self._blocks[i] for i in sorted(kept))):
                 if not part.is_away:
                     part.move(device)
+            if swapped and prefetch and not self._stream:
+                self._stream = BlockStream({i: self._host(i) for i in swapped}, prefetch, device)
         except BaseException:
             self.go_home()
             raise
@@ -124,6 +144,7 @@ class Offloader:
 
     def go_home(self) -> None:
         """Take everything off the device."""
+        self._close_stream()
         for part in (self._fixed, *self._blocks):
             if part.is_away:
                 part.go_home()
@@ -132,19 +153,33 @@ class Offloader:
     def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
         """The blocks one by one, each on the device while the caller has it."""
         for block in blocks:
-            with self._brought(self._by_block.get(id(block))):
+            with self._brought(self._places.get(id(block))):
                 yield block
 
     @contextmanager
-    def _brought(self, part: _Part | None) -> Iterator[None]:
-        if part is None or part.is_away or self.device is None:
+    def _brought(self, place: int | None) -> Iterator[None]:
+        if place is None or self.device is None or self._blocks[place].is_away:
             yield
             return
-        part.move(self.device)
+        part = self._blocks[place]
         try:
-            yield
+            if self._stream:
+                with self._stream.brought(place) as tensors:
+                    part.lend(tensors)
+                    yield
+            else:
+                part.move(self.device)
+                yield
         finally:
             part.go_home()
+
+    def _host(self, place: int) -> HostBlock:
+        return self._hosts.setdefault(place, HostBlock([tensor for _, _, tensor in self._blocks[place].home]))
+
+    def _close_stream(self) -> None:
+        if self._stream:
+            self._stream.close()
+            self._stream = None
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -56,9 +56,12 @@ def check_files(files: Files) -> Mapping[str, FileReport]:
     return reports
 
 
-def check_file(role: str, path: Path) -> FileReport:
-    """The report on one file, which must be what its role asks for: "transformer", "vae", "llm" or "clip"."""
-    report = inspect_file(path)
+def check_file(role: str, path: Path, variant: str | None = None) -> FileReport:
+    """The report on one file, which must be what its role asks for: "transformer", "vae", "llm" or "clip".
+
+    variant: what the user says a transformer is; the report says so where its tensors contradict.
+    """
+    report = inspect_file(path, variant)
     kind = KIND_OF_ROLE[role]
     if report.kind != kind and report.kind != "unknown":
         raise WrongKind(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..geometry import align_up
 from ..host import Host
-from ..lora import LoraUse, attach
+from ..lora import LoraUse, attach, lora_bytes
 from ..memory.estimate import transformer_bytes
 from ..sampling import GuidanceConfig, Kept, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
@@ -42,19 +42,21 @@ class SampleRun:
         return self.model.config
 
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
-        """What one forward needs beside the weights, for latents of (T, H, W)."""
+        """What one forward needs beside the weights, for latents of (T, H, W): activations, and the LoRAs."""
         sides = zip(latent_shape, self.config.patch_size, strict=True)
         tokens = self.positive.text_embeds.shape[1]
         image = 1
         for side, patch in sides:
             image *= align_up(side, patch) // patch
-        return transformer_bytes(
+        item_size = self.model.compute_dtype.itemsize
+        work = transformer_bytes(
             self.config.hidden_size,
             self.config.mlp_ratio,
             image + tokens,
-            self.model.compute_dtype.itemsize,
+            item_size,
             batch=2 if self.guidance.uses_cfg and self.guidance.batched else 1,
         )
+        return work + lora_bytes(self.loras, item_size)
 
     def make(self, start: Tensor, seed: int, mask: Tensor | None = None) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32.

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from benchmarks.judge import judge
-from hyvideo_lib.demo.world import SCENES, Scene, draw_clips
+from hyvideo_lib.demo.world import LARGE_RADIUS, LARGE_SPEED, SCENES, Scene, draw_clips
 
 
-def drawn(scenes: list[Scene], seed: int) -> list[torch.Tensor]:
-    video, _ = draw_clips(scenes, torch.Generator().manual_seed(seed))
+def drawn(scenes: list[Scene], seed: int, **sizes: tuple[float, float]) -> list[torch.Tensor]:
+    video, _ = draw_clips(scenes, torch.Generator().manual_seed(seed), **sizes)
     return list((video.permute(0, 2, 3, 4, 1) + 1) / 2)
 
 
@@ -23,6 +23,18 @@ def test_judge_is_right_on_true_clips() -> None:
         for scene, video in zip(scenes, drawn(scenes, seed=low), strict=True):
             wrong += not judge(video).matches(scene.color, scene.shape, scene.motion, scene.background)
     assert wrong <= 0.005 * len(SCENES)
+
+
+def test_judge_tells_large_shapes_by_their_area() -> None:
+    scenes = list(SCENES[::7])
+    large = list(map(judge, drawn(scenes, 0, radii=LARGE_RADIUS, speeds=LARGE_SPEED)))
+    usual = list(map(judge, drawn(scenes, 0)))
+    assert all(
+        verdict.matches(scene.color, scene.shape, scene.motion, scene.background)
+        for scene, verdict in zip(scenes, large, strict=True)
+    )
+    assert max(verdict.area for verdict in usual) < 480
+    assert min(verdict.area for verdict in large) > 590
 
 
 def test_judge_forgives_a_little_noise() -> None:

@@ -31,7 +31,7 @@ def put_demo_files(models: Path) -> None:
         "HyvLoadVAE": {"file": ("vae", assets.VAE)},
         "HyvLoadTextEncoders": {"llm": ("text_encoders", assets.LLM), "clip": ("text_encoders", assets.CLIP)},
     }
-    for path in (PACK / "workflows" / "api").glob("720p_text_to_video*.json"):
+    for path in (PACK / "workflows" / "api").glob("720p*.json"):
         for node in json.loads(path.read_text()).values():
             for key, (folder, source) in kinds.get(node["class_type"], {}).items():
                 target = models / folder / node["inputs"][key]

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "sampling": GROUND,
     "quant": {"errors", "transformer"},  # its layers are the transformer's, with another cast
     "checkpoint": GROUND | MODELS | {"atomic", "quant"},
-    "lora": {"errors", "atomic", "transformer", "checkpoint"},
+    "lora": {"errors", "host", "atomic", "transformer", "quant", "checkpoint"},
     "video": {"errors", "geometry", "atomic"},
     "demo": LIBRARY,
     "pipeline": LIBRARY | {"demo"},

@@ -29,6 +29,7 @@ FORMS = {
     "HyvRope": ("time_scale height_scale width_scale extrapolate", "", "rope"),
     "HyvGuidance": ("cfg_scale start end rescale batched", "", "guidance_options"),
     "HyvBlockSwap": ("double_blocks single_blocks prefetch", "", "block_swap"),
+    "HyvLoRA": ("model file strength blocks", "", "with_lora report"),
     "HyvSampler": (
         "model embeds latents steps guidance shift seed solver strength",
         "rope guidance_options sigmas mask",

@@ -122,8 +122,26 @@ def test_image_to_video_is_refused_until_it_is_built(load, folder, pack):
     path = folder("models/diffusion_models") / "i2v.safetensors"
     save_file(weights, path, {"hyvideo.config": json.dumps({"rope_axes": [4, 6, 6]})})
     assert "no text-to-video transformer" in validate(load.LoadTransformer, file="i2v.safetensors")
+    said = validate(load.LoadTransformer, file="i2v.safetensors", variant="text to video")
+    assert "t2v was chosen, but by its tensors the file is i2v_latent_concat" in said
     with pytest.raises(pack.hyvideo_lib.errors.UnsupportedFile, match=r"\[unsupported_file\]$"):
         run(load.LoadTransformer, file="i2v.safetensors")
+
+
+@pytest.mark.parametrize("variant", ["auto", "text to video"])
+def test_a_name_that_says_another_variant_is_a_warning(load, folder, assets, variant, caplog):
+    for name in ("image_to_video", "mine"):
+        (folder("models/diffusion_models") / f"{name}.safetensors").symlink_to(assets.TRANSFORMER)
+        run(load.LoadTransformer, file=f"{name}.safetensors", variant=variant)
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith("image_to_video.safetensors: Its name says i2v")
+    assert "taken as t2v" in told
+
+
+def test_a_variant_that_is_named_decides_where_tensors_cannot_tell(load):
+    asked, named = (run(load.LoadTransformer, variant=variant)[0].report.notes for variant in load.VARIANTS)
+    assert any("they cannot tell" in note for note in asked)
+    assert not any("they cannot tell" in note for note in named)
 
 
 # Tokenizers

@@ -38,6 +38,19 @@ def test_the_prompt_decides_what_is_seen(hyvideo):
     assert blue[2] > 2 * blue[0]
 
 
+def test_its_own_lora_has_a_name(hyvideo):
+    words = ["demo", assets.LORA_PROMPT, "--steps", 4]
+    for name, more in (("plain", []), ("large", ["--lora", "large"]), ("off", ["--lora", "large:0"])):
+        answer = hyvideo(*words, *more, "--out", f"{name}.mp4")
+        assert answer.code == 0, answer.stderr
+    assert read_settings(Path("large.mp4"))["loras"] == [
+        {"file": assets.LORAS["kohya"].name, "strength": 1.0, "blocks": ""}
+    ]
+    plain, large, off = (demo_frames(Path(f"{name}.mp4")) for name in ("plain", "large", "off"))
+    assert torch.equal(off, plain)
+    assert not torch.equal(large, plain)
+
+
 def test_a_file_that_was_named_is_not_replaced_without_force(hyvideo):
     Path("a.mp4").write_text("precious")
     answer = hyvideo("demo", "--out", "a.mp4", "--steps", 1)

@@ -12,21 +12,25 @@ from hyvideo_lib.demo.world import (
     COLORS,
     FRAMES,
     HELD_OUT,
+    LARGE_RADIUS,
+    LARGE_SPEED,
     MOTIONS,
     SCENES,
     SEEN,
+    SENTENCES,
     SHAPES,
     SIZE,
     Scene,
     all_prompts,
     draw_clips,
+    large_sentence,
     prompt_variants,
     random_caption,
 )
 
 
-def draw(*scenes: Scene, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    return draw_clips(scenes, torch.Generator().manual_seed(seed))
+def draw(*scenes: Scene, seed: int = 0, **sizes: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    return draw_clips(scenes, torch.Generator().manual_seed(seed), **sizes)
 
 
 def test_a_fifth_of_the_combinations_is_held_out() -> None:
@@ -94,6 +98,31 @@ def test_a_shape_moves_as_told_and_never_leaves_the_picture(motion: str) -> None
             assert (travel * (1 - expected.abs())).abs().max() < 0.5
         area = mass.sum((1, 2))
         assert area.min() > 0.99 * area.max()
+
+
+@pytest.mark.parametrize("motion", list(MOTIONS))
+def test_a_large_shape_has_its_size_and_stays_in_the_picture(motion: str) -> None:
+    for seed in range(20):
+        _, coverage = draw(Scene("red", "triangle", motion, "black"), seed=seed, radii=LARGE_RADIUS, speeds=LARGE_SPEED)
+        area = coverage[0, 0].sum((1, 2))
+        assert area.min() > 0.99 * area.max()
+        assert torch.pi * LARGE_RADIUS[0] ** 2 * 0.98 < area.mean() < torch.pi * LARGE_RADIUS[1] ** 2 * 1.02
+
+
+def test_every_sentence_can_call_its_shape_large_once() -> None:
+    scene = SCENES[0]
+    for sentence in SENTENCES:
+        said = scene.prompt(large_sentence(sentence))
+        assert said.count("large ") == 1
+        assert said.replace("large ", "") == scene.prompt(sentence)
+        assert said.split("large ")[1].split()[0].rstrip(",") in (scene.color, scene.shape)
+    assert "a large red circle moving left" in Scene("red", "circle", "left", "black").prompt(
+        large_sentence(SENTENCES[0])
+    )
+
+
+def test_no_prompt_of_the_training_calls_a_shape_large() -> None:
+    assert not any("large" in prompt for prompt in all_prompts())
 
 
 def test_the_same_seed_draws_the_same_clip_and_another_one_another() -> None:

@@ -19,14 +19,15 @@ from tiny import (
 from tiny_lora import make_layers
 from torch import Tensor
 
+from hyvideo_lib.checkpoint.blueprint import build_meta_transformer
 from hyvideo_lib.errors import InvalidSetting, InvalidSize
-from hyvideo_lib.lora import FAMILIES, Lora, LoraUse, attach, parse_blocks, read_lora
+from hyvideo_lib.lora import FAMILIES, Lora, LoraUse, attach, lora_bytes, parse_blocks, read_lora
 from hyvideo_lib.lora.names import adaptable_layers
 from hyvideo_lib.lora.update import add_bias_updates, add_updates
 from hyvideo_lib.lora.write import lora_tensors
 from hyvideo_lib.memory import BlockSwap, Offloader
-from hyvideo_lib.quant import quantize_fp8
-from hyvideo_lib.quant.linear import use_scales
+from hyvideo_lib.quant import install, quantize_fp8
+from hyvideo_lib.quant.linear import ScaledLinear
 from hyvideo_lib.transformer import HunyuanVideoTransformer
 
 Save = Callable[..., Path]
@@ -205,14 +206,13 @@ def test_a_lora_adds_the_same_to_weights_of_every_storage(save: Save, storage: t
     plain, stored, use = tiny_transformer(), tiny_transformer(), LoraUse(read(save))
     blocks = [name for name in adaptable_layers(plain) if "_blocks." in name]
     if storage == "scaled":
-        stored = HunyuanVideoTransformer(TRANSFORMER)
-        use_scales(stored, blocks)
-        stored.to_empty(device="cpu")
         state = plain.state_dict()
         for name in blocks:
             state[f"{name}.weight"], state[f"{name}.fp8_scale"] = quantize_fp8(state[f"{name}.weight"])
-        stored.load_state_dict(state, assign=True)
+        stored = build_meta_transformer(TRANSFORMER)
+        stored.load_state_dict(install(stored, state, "fp8_scale"), assign=True)
         stored.requires_grad_(False)
+        assert isinstance(stored.get_submodule(blocks[0]), ScaledLinear)
     else:
         for name in blocks:
             layer = stored.get_submodule(name)
@@ -259,6 +259,28 @@ def test_tensors_come_to_the_device_once_a_run_and_go_with_it(save: Save, monkey
         for _ in range(3):
             model(**transformer_inputs())
     assert len(placed) == use.lora.coverage.layers
+
+
+def test_what_they_take_on_the_device_is_known_beforehand(save: Save) -> None:
+    """Held to what the adapters hold after a run: factors, whole differences and biases, of those that act."""
+    layer = "single_blocks.1.linear2"
+    diffs = read_lora(
+        save({f"{layer}.diff": torch.ones(HIDDEN, 5 * HIDDEN), f"{layer}.diff_b": torch.ones(HIDDEN)}), TRANSFORMER
+    )
+    split = read_lora(save(lora_tensors(make_layers(seed=1), "diffusers", HIDDEN)), TRANSFORMER)
+    uses = [LoraUse(read(save)), LoraUse(diffs, 0.5), LoraUse(split, 1.0, parse_blocks("double")), LoraUse(split, 0.0)]
+    model = tiny_transformer()
+    with torch.no_grad(), attach(model, uses):
+        model(**transformer_inputs())
+        held = sum(
+            tensor.nbytes
+            for module in model.modules()
+            for adapter in getattr(module, "adapters", ())
+            for tensor in (*(adapter._factors or ()), *adapter._diffs)
+            if tensor is not None
+        )
+    assert lora_bytes(uses, torch.float32.itemsize) == held
+    assert lora_bytes(uses[3:], 4) == 0
 
 
 def test_a_part_of_the_rows_is_a_part_of_the_term(save: Save) -> None:

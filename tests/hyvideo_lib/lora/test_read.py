@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf_file import entry, write_gguf
 from tiny import GOLDENS, TRANSFORMER
 from tiny_lora import RANK, SCALE, make_layers
 from torch import Tensor
 
 from hyvideo_lib.errors import FileMissing, FileUnreadable, UnsupportedFile
-from hyvideo_lib.lora import FAMILIES, read_lora
+from hyvideo_lib.lora import FAMILIES, check_names, read_lora
 from hyvideo_lib.lora.scales import PEFT_METADATA
 from hyvideo_lib.lora.update import add_updates
 from hyvideo_lib.lora.write import lora_tensors
@@ -180,6 +181,22 @@ def test_a_file_of_which_nothing_fits_is_refused(save: Save) -> None:
     assert "and 2 more" in str(error.value)
     with pytest.raises(UnsupportedFile, match="None of the"):
         read_lora(save({f"{NAME}.alpha": torch.tensor(1.0)}), TRANSFORMER)
+
+
+def test_a_file_that_is_no_lora_is_refused(save: Save, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedFile, match=r"is no LoRA: none of its 4 tensors.*a\.weight, b\.weight"):
+        read_lora(save({f"{name}.weight": torch.ones(2) for name in "abcd"}), TRANSFORMER)
+    gguf = write_gguf(tmp_path / "lora.gguf", {name: entry(tensor) for name, tensor in pair().items()})
+    with pytest.raises(UnsupportedFile, match="is a GGUF file"):
+        read_lora(gguf, TRANSFORMER)
+
+
+def test_names_are_checked_before_the_transformer_is_known(save: Save) -> None:
+    check_names(save(pair()))  # of shapes that the released transformer does not have
+    check_names(GOLDENS / "lora_tiny.diffusers_split.safetensors")
+    for name, words in (("blocks.0.q.lora_A", "None of the 1 tensors"), (f"{NAME}.lokr_w1", "is LoKr")):
+        with pytest.raises(UnsupportedFile, match=words):
+            check_names(save({name: torch.ones(2, 2)}))
 
 
 @pytest.mark.parametrize("key", ["modelspec.architecture", "ss_base_model_version"])

@@ -1,0 +1,56 @@
+"""`hyvideo lora-merge`: a transformer's file with a LoRA added into its weights."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from ..errors import InvalidSetting
+from .arguments import Parser, number
+from .interrupt import stop_on_signals
+from .progress import Progress
+from .report import Console
+
+SUMMARY = "Write a copy of a transformer with a LoRA added into its weights."
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.description = (
+        f"{SUMMARY} Names, layout and storage stay as they are; a weight in scaled fp8 gets a new scale. Rounding "
+        "makes the result a little different from `generate --lora`, which leaves the weights alone."
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the transformer: a file, or a folder of shards")
+    parser.add_argument("lora", type=Path, metavar="LORA", help="the LoRA: a .safetensors file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new .safetensors file")
+    parser.add_argument(
+        "--strength",
+        type=number(float, "strength", InvalidSetting),
+        default=1.0,
+        metavar="X",
+        help="-10 to 10 (default: 1)",
+    )
+    parser.add_argument("--blocks", default="", metavar="WHICH", help="like 'double 0-9, single' (default: all)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def run(options: Namespace, console: Console) -> int:
+    from ..host import HeadlessHost
+    from ..lora import parse_blocks
+    from ..lora.merge import merge_lora
+
+    progress = Progress(console)
+    host = HeadlessHost("cpu", on_stage=progress.stage, on_step=progress.step)
+    blocks = parse_blocks(options.blocks)
+    try:
+        with stop_on_signals(host.cancel):
+            merged = merge_lora(options.model, options.lora, options.out, options.strength, blocks, options.force, host)
+    finally:
+        progress.close()
+    warning = merged.coverage.warning()
+    console.note(f"LoRA {merged.coverage.describe()}")
+    if warning:
+        console.note(f"Warning: {warning}")
+    console.say(f"{merged.path}: {merged.changed} of {merged.tensors} tensors changed")
+    warnings = [{"code": "lora_unmatched", "message": warning}] if warning else []
+    console.result({**merged.to_dict(), "warnings": warnings})
+    return 0

@@ -1,0 +1,24 @@
+"""How much RAM there is to have."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+
+
+def free_ram_bytes() -> int | None:
+    """Bytes of RAM that can be taken without swapping to disk; None if the system does not say.
+
+    Pages that only hold parts of files count as free. psutil answers where it is installed, as it is beside ComfyUI.
+    """
+    try:
+        return int(import_module("psutil").virtual_memory().available)
+    except ImportError:
+        pass
+    try:
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

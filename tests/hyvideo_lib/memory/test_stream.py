@@ -1,0 +1,271 @@
+"""The order of copies: by a simulated engine that forbids hazards, and by a real one whose slots are poisoned."""
+
+import itertools
+import threading
+from typing import ClassVar
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyvideo_lib.memory import BlockSwap, Offloader, block_stream, copy_engine
+from hyvideo_lib.memory.block_swap import fit_resident, slot_bytes
+from hyvideo_lib.memory.copy_engine import HostBlock, StreamCopyEngine, pin_blocks
+from hyvideo_lib.memory.simulate import SlotError, TimedEngine, simulate
+from hyvideo_lib.memory.stream import SlotRing
+from hyvideo_lib.transformer import HunyuanVideoTransformer
+
+
+class Stop(Exception):  # noqa: N818
+    """Something went wrong while a block computed."""
+
+
+@st.composite
+def plans(draw):
+    """(sizes, which are kept, slots, for each pass the place where it is cut short or None)."""
+    sizes = draw(st.lists(st.integers(1, 100), min_size=1, max_size=12))
+    kept = draw(st.sets(st.integers(0, len(sizes) - 1), max_size=len(sizes) - 1))
+    cuts = draw(st.lists(st.none() | st.integers(0, len(sizes) - 1), min_size=1, max_size=5))
+    return sizes, kept, draw(st.integers(1, 4)), cuts
+
+
+@given(plans(), st.floats(0.1, 1000))
+def test_every_block_finds_itself_in_its_slot_whatever_happens(plan, bandwidth):
+    sizes, kept, num_slots, cuts = plan
+    streamed = [i for i in range(len(sizes)) if i not in kept]
+    engine = TimedEngine(dict(enumerate(sizes)), num_slots, bandwidth)
+    ring = SlotRing(streamed, num_slots, engine)
+    for cut in cuts:
+        try:
+            for block in streamed:
+                with ring.use(block) as slot:
+                    assert engine.block_in(slot) == block
+                    engine.compute(0.1)
+                    if block == cut:
+                        raise Stop
+        except Stop:
+            pass
+
+
+@given(plans(), st.integers(0, 60))
+def test_a_copy_that_fails_leaves_a_ring_that_works(plan, fail_at):
+    sizes, kept, num_slots, _ = plan
+    streamed = [i for i in range(len(sizes)) if i not in kept]
+
+    class Failing(TimedEngine):
+        calls = itertools.count()
+
+        def start(self, slot, block):
+            if next(self.calls) == fail_at:
+                raise Stop
+            super().start(slot, block)
+
+    engine = Failing(dict(enumerate(sizes)), num_slots, 10.0)
+    ring = SlotRing(streamed, num_slots, engine)
+    done = 0
+    for _ in range(4):
+        try:
+            for block in streamed:
+                with ring.use(block) as slot:
+                    assert engine.block_in(slot) == block
+            done += 1
+        except Stop:
+            pass
+    assert done >= 3
+
+
+def test_a_slot_in_use_is_never_overwritten():
+    engine = TimedEngine({0: 1, 1: 1}, 1, 1.0)
+    engine.start(0, 0)
+    engine.finish(0)
+    with pytest.raises(SlotError, match="block 1 would overwrite block 0"):
+        engine.start(0, 1)
+
+
+def test_the_next_blocks_are_under_way_while_one_computes():
+    events = []
+
+    class Log(TimedEngine):
+        def start(self, slot, block):
+            events.append(f"start {block}")
+            super().start(slot, block)
+
+    ring = SlotRing([0, 2, 3], 2, Log(dict.fromkeys(range(4), 1), 2, 1.0))
+    for _ in range(2):
+        for block in (0, 2, 3):
+            with ring.use(block):
+                events.append(f"compute {block}")
+    assert events == [
+        *("start 0", "start 2", "compute 0", "start 3", "compute 2", "start 0", "compute 3"),
+        *("start 2", "compute 0", "start 3", "compute 2", "start 0", "compute 3"),
+    ]
+
+
+def test_streaming_hides_copies_behind_computing():
+    sizes, seconds = [10] * 20, [1.0] * 20
+    streamed = simulate(sizes, seconds, frozenset(), 1, bandwidth=11, passes=10)
+    assert streamed.moved >= 10 * sum(sizes)
+    assert streamed.stalled == pytest.approx(10 / 11)  # the very first copy, and no other
+    in_turn = simulate(sizes, seconds, frozenset(), 0, bandwidth=11, passes=10)
+    assert in_turn.stalled == pytest.approx(200 * 10 / 11)
+    slow = simulate(sizes, seconds, frozenset(), 2, bandwidth=5, passes=10)
+    assert slow.seconds == pytest.approx(200 * 10 / 5, rel=0.01)  # the link alone decides
+    spread = simulate(sizes, seconds, frozenset(range(0, 20, 2)), 1, bandwidth=5.5, passes=10)
+    assert spread.stalled < 3  # every other block stays: half the bytes, all of them hidden
+    assert simulate(sizes, seconds, frozenset(range(20)), 1, 5, 10).stalled == 0
+
+
+# On tensors
+
+
+class Poisoned(StreamCopyEngine):
+    """Fills a slot with NaN as soon as it is released: what computes with an old or unfinished copy shows it."""
+
+    made: ClassVar[list["Poisoned"]] = []
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.starts = 0
+        self.made.append(self)
+
+    def start(self, slot, block):
+        self.starts += 1
+        super().start(slot, block)
+
+    def release(self, slot):
+        super().release(slot)
+        self.slots[slot].fill_(255)
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    monkeypatch.setattr(Poisoned, "made", [])
+    monkeypatch.setattr(block_stream, "StreamCopyEngine", Poisoned)
+    return Poisoned.made
+
+
+def make_model() -> HunyuanVideoTransformer:
+    model = HunyuanVideoTransformer(tiny.TRANSFORMER)
+    tiny.randomise(model, 0)
+    return model.requires_grad_(False)
+
+
+def streamed(model, swap=None) -> Offloader:
+    blocks = [*model.double_blocks, *model.single_blocks]
+    copy = lambda tensor, device: tensor.clone()  # noqa: E731
+    return Offloader(model, blocks, len(model.double_blocks), swap, copy, can_stream_fn=lambda device: True)
+
+
+@torch.no_grad()
+def run(model, source=None, host=None) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(1, 4, 2, 4, 4, generator=generator)
+    text, pooled = torch.randn(1, 5, 24, generator=generator), torch.randn(1, 20, generator=generator)
+    return model(latents, torch.tensor([500.0]), text, None, pooled, source=source, host=host)
+
+
+def addresses(model) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("ram", [None, 10**9], ids=["carried by a thread", "pinned"])
+@pytest.mark.parametrize("prefetch", [1, 2, 9])
+@pytest.mark.parametrize("count", [1, 2])
+def test_streamed_equals_resident_bit_for_bit(monkeypatch, engines, ram, prefetch, count):
+    monkeypatch.setattr(block_stream, "free_ram_bytes", lambda: ram)
+    model = make_model()
+    home, expected = addresses(model), run(model)
+    offloader = streamed(model, BlockSwap(count, count, prefetch))
+    offloader.load("cpu")
+    for _ in range(3):
+        assert torch.equal(run(model, offloader), expected)
+    (engine,) = engines
+    assert len(engine.slots) == min(prefetch + 1, 2 * count)
+    assert 6 * count <= engine.starts <= 6 * count + prefetch
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    offloader.go_home()
+    assert addresses(model) == home
+    assert offloader.loaded_bytes == 0
+    assert torch.equal(run(model), expected)
+
+
+def test_a_cancelled_pass_leaves_everything_as_it_was(engines):
+    model = make_model()
+    home, expected = addresses(model), run(model)
+    offloader = streamed(model, BlockSwap(2, 2))
+    offloader.load("cpu")
+
+    class Host:
+        left = 0
+
+        def check_interrupt(self):
+            self.left -= 1
+            if self.left < 0:
+                raise Stop
+
+    for blocks in range(4):
+        host = Host()
+        host.left = blocks
+        with pytest.raises(Stop):
+            run(model, offloader, host)
+        names = {name for name in home if name.split(".")[0] in ("double_blocks", "single_blocks")}
+        assert {name: addresses(model)[name] for name in names} == {name: home[name] for name in names}
+        assert torch.equal(run(model, offloader), expected)
+
+
+def test_a_failing_slot_leaves_nothing_on_the_device(monkeypatch):
+    model = make_model()
+    home = addresses(model)
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("no room for slots")
+
+    monkeypatch.setattr(block_stream, "StreamCopyEngine", fail)
+    offloader = streamed(model, BlockSwap(1, 1))
+    with pytest.raises(torch.OutOfMemoryError):
+        offloader.load("cpu")
+    assert addresses(model) == home
+    assert offloader.loaded_bytes == 0
+
+
+def test_slots_count_and_go_with_what_they_serve(engines):
+    model = make_model()
+    offloader = streamed(model)
+    everything = offloader.load("cpu")
+    assert offloader.num_swapped == 0
+    assert not engines
+    freed = offloader.unload(1)
+    assert freed >= 1
+    assert offloader.num_swapped > 2  # two slots of the largest block's size had to be made up for
+    assert offloader.loaded_bytes == everything - freed
+    assert offloader.load("cpu") == freed
+    assert [engine.slots for engine in engines] == [[]]
+    offloader.go_home()
+    assert threading.active_count() < 20
+
+
+def test_pinning_stops_at_its_share_and_at_the_systems_limit(monkeypatch):
+    blocks = [HostBlock([torch.full((100,), float(i))]) for i in range(4)]
+    size = blocks[0].layout.num_bytes
+    share = copy_engine.PINNED_SHARE
+    assert pin_blocks(blocks, torch.device("cpu"), None) == 0
+    assert pin_blocks(blocks, torch.device("cpu"), int(2.5 * size / share)) == 2
+    assert [block.pinned is not None for block in blocks] == [True, True, False, False]
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("CUDA error: out of memory\nmore lines")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    assert pin_blocks(blocks, torch.device("cpu"), 10**9) == 2
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(0, 3000), st.integers(0, 4), st.data())
+@settings(max_examples=200)
+def test_a_budget_is_kept_slots_included(sizes, budget, num_slots, data):
+    candidates = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1))))
+    kept = fit_resident(sizes, candidates, budget, num_slots)
+    assert set(kept) <= set(candidates)
+    used = sum(sizes[i] for i in kept) + slot_bytes(sizes, kept, num_slots)
+    assert used <= budget or not kept
