@@ -198,6 +198,9 @@ def doors(pack: ModuleType) -> Mapping[str, Callable[[str], object]]:
             **both, clip_tokenizer=name
         ),
         "ModelInfo.file": lambda name: load.describe_file(name),
+        "LoadLora.file": lambda name: pack.nodes.lora.check_choice(name, ""),
+        "LoadLora.file, checked": lambda name: pack.nodes.lora.LoadLora.validate_inputs(name),
+        "LoadLora.file, fingerprint": lambda name: pack.nodes.lora.LoadLora.fingerprint_inputs(name),
         "LoadEmbeds.file": lambda name: text.LoadEmbeds.execute(name),
         "LoadEmbeds.file, checked": lambda name: text.LoadEmbeds.validate_inputs(name),
         "LoadEmbeds.file, fingerprint": lambda name: text.LoadEmbeds.fingerprint_inputs(name),

@@ -22,9 +22,13 @@ from benchmarks.hostile.surroundings import silence
 from hyvideo_lib.checkpoint import FileReport, inspect_file, load_text_encoder, load_transformer, load_vae
 from hyvideo_lib.cli import main
 from hyvideo_lib.errors import BadInput, UnsupportedFile
+from hyvideo_lib.lora import check_names, read_lora
 from hyvideo_lib.pipeline import load_embeds, load_latents
 from hyvideo_lib.text import load_tokenizer
+from hyvideo_lib.transformer import TransformerConfig
 from hyvideo_lib.video import read_settings
+
+RELEASED = TransformerConfig(16, 16, 3072, 24, 20, 40)
 
 
 def refuse_unsupported(report: FileReport) -> FileReport:
@@ -43,14 +47,17 @@ READERS: Mapping[str, Callable[[Path], object]] = {
     "load_embeds": load_embeds,
     "load_tokenizer": load_tokenizer,
     "read_settings": read_settings,
+    "check_names": check_names,
+    "read_lora": lambda path: read_lora(path, RELEASED),
 }
 """What the library opens files with; each must refuse."""
 LOADERS = {
-    "LoadTransformer": ("diffusion_models", "file"),
-    "LoadVAE": ("vae", "file"),
-    "LoadTextEncoders": ("text_encoders", "llm"),
+    "LoadTransformer": ("load", "diffusion_models", "file"),
+    "LoadVAE": ("load", "vae", "file"),
+    "LoadTextEncoders": ("load", "text_encoders", "llm"),
+    "LoadLora": ("lora", "loras", "file"),
 }
-"""Loader nodes: the folder that they list, and the widget that names a file."""
+"""Loader nodes: their module, the folder that they list, and the widget that names a file."""
 
 
 def opened_carelessly(data: bytes, canary: Path) -> bool:
@@ -120,20 +127,22 @@ def check_convert_verb(path: Path, canary: Path) -> str | None:
 
 def check_nodes(pack: ModuleType, model_folder: Path, case: HostilePickle, canary: Path) -> str | None:
     """A file in every model folder: not offered under a pickle's name, and refused under any other."""
-    for node_name, (kind, widget) in LOADERS.items():
+    demo = pack.nodes.load.DEMO
+    for node_name, (module, kind, widget) in LOADERS.items():
         path = model_folder / kind / case.name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(case.data)
         try:
-            node = getattr(pack.nodes.load, node_name)
-            listed = case.name in pack.nodes.load.list_choices(kind)
+            node = getattr(getattr(pack.nodes, module), node_name)
+            listed = case.name in pack.nodes.comfy_host.list_files(kind)
             if listed and not case.name.lower().endswith(pack.nodes.comfy_host.MODEL_SUFFIXES):
                 return f"{node_name} lists {case.name}"
-            demo = pack.nodes.load.DEMO
             values: dict[str, Any] = {"llm": demo, "clip": demo} if widget == "llm" else {}
             verdict = node.validate_inputs(**{**values, widget: case.name})
             if verdict is True:
                 return f"{node_name} accepts {case.name}"
+            if node_name == "LoadLora":
+                values["model"] = pack.nodes.load.LoadTransformer.execute(demo).result[0]
             try:
                 node.execute(**{**values, widget: case.name})
             except pack.hyvideo_lib.errors.BadInput:

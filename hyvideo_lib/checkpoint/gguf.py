@@ -31,6 +31,7 @@ from .header import (
     check_layout,
     check_name,
     check_parts,
+    check_shape,
     open_file,
     require,
 )
@@ -222,9 +223,10 @@ def _read_tensors(reader: _Reader, count: int, metadata: Mapping[str, Any]) -> d
         require(num_dims <= MAX_DIMS, f"{name!r} has {num_dims} dimensions")
         sizes = reader.numbers("Q", num_dims)
         type_number, offset = reader.number("I"), reader.number("Q")
-        require(all(size < 2**63 for size in (*sizes, offset)), f"{name!r} has an absurd size")
+        require(offset < 2**63, f"{name!r} has an absurd offset")
         dtype = _type_name(name, type_number)
         shape = _original_shape(name, sizes[::-1], metadata)
+        check_shape(name, shape)
         tensors[name] = TensorInfo(name, dtype, shape, offset, offset + _num_bytes(name, dtype, shape))
     return tensors
 

@@ -7,7 +7,7 @@ bounds that keep a damaged or hostile header from costing memory before anything
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from ..errors import FileMissing, FileTruncated, FileUnreadable
 
 MAX_TENSORS = 20_000  # the largest known file, with three companions for each weight, has under 3,000
 MAX_DIMS = 16
+MAX_NUMEL = 2**56  # numbers in a tensor; one without any may claim this many but for a dimension of 0
 MAX_NAME = 256  # characters of a tensor's name; the longest known has about 80
 FREE_PARTS, BYTES_PER_PART = 20_000, 256
 """Brackets and commas that any header may have, and one more for so many bytes of the file. A tensor has about ten, so
@@ -123,6 +124,12 @@ def check_name(name: str) -> None:
     """Raises ValueError for a tensor's name that no terminal should be shown, or that is too long."""
     require(len(name) <= MAX_NAME, f"a tensor's name has {len(name)} characters")
     require(name.isprintable(), f"a tensor's name holds control characters: {name!a}")
+
+
+def check_shape(name: str, shape: Sequence[int]) -> None:
+    """Raises ValueError for dimensions that no tensor can have, not even one that is empty by another dimension."""
+    require(len(shape) <= MAX_DIMS, f"{name!r} has {len(shape)} dimensions")
+    require(math.prod(size or 1 for size in shape) <= MAX_NUMEL, f"{name!r} has an absurd size")
 
 
 def require(condition: bool, complaint: str) -> None:

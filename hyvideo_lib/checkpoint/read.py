@@ -26,7 +26,6 @@ from ..quant.ggml import GGML_FORMATS
 from .foreign import HEAD_BYTES, recognise_foreign
 from .gguf import MAGIC, read_gguf_header
 from .header import (
-    MAX_DIMS,
     MAX_NAME,
     MAX_TENSORS,
     Header,
@@ -34,6 +33,7 @@ from .header import (
     check_layout,
     check_name,
     check_parts,
+    check_shape,
     open_file,
     require,
 )
@@ -219,9 +219,10 @@ def _parse_tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     require(isinstance(entry, dict), f"{name!r} is not described by a table")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     require(isinstance(dtype, str), f"{name!r} has no dtype")
-    require(isinstance(shape, list) and len(shape) <= MAX_DIMS, f"{name!r} has no usable shape")
+    require(isinstance(shape, list), f"{name!r} has no usable shape")
     require(isinstance(offsets, list) and len(offsets) == 2, f"{name!r} has no pair of data offsets")
     require(all(_is_size(number) for number in (*shape, *offsets)), f"{name!r} has a size that is no whole number")
+    check_shape(name, shape)
     if dtype not in DTYPES:
         raise UnsupportedFile(f"{name!r} is stored as {dtype[:20]!r}; known dtypes are {', '.join(DTYPES)}.")
     bytes_per_element, torch_name = DTYPES[dtype]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.hostile import fuzz
+from benchmarks.hostile import fuzz, gguf_files, safetensors_files
 from benchmarks.hostile.figures import Figure
 from benchmarks.hostile.files import read_everything
 
@@ -39,3 +41,14 @@ def test_a_pickles_first_bytes_alone(tmp_path, data):
     path = tmp_path / "a.safetensors"
     path.write_bytes(data)
     assert read_everything(path) != "loaded"
+
+
+@pytest.mark.parametrize("dims", [(0, 2**32, 2**32), (2**31, 2**56, 0), (2**62, 0, 2**62, 2**62)])
+def test_dimensions_that_overflow_beside_one_of_nothing(tmp_path, dims):
+    good = gguf_files.good_parts()
+    empty = gguf_files.Tensor(gguf_files.text("a"), dims, gguf_files.F32, offset=0)
+    entry = {"dtype": "F32", "shape": dims, "data_offsets": [0, 0]}
+    for data in (replace(good, tensors=(empty,)).encode(), safetensors_files.join({"a": entry}, b"")):
+        path = tmp_path / "a"
+        path.write_bytes(data)
+        assert read_everything(path) == "file_unreadable"

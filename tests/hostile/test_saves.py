@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.hostile.figures import Scale
-from benchmarks.hostile.saves import SAVES, Save, full_disks, kills, what_is_wrong
+from benchmarks.hostile.save_kinds import SAVES, Save
+from benchmarks.hostile.saves import full_disks, kills, what_is_wrong
 
 # Python 3.12 and later warn of every fork of a process that has threads, as PyTorch's has.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
