@@ -6,6 +6,7 @@ same findings (`examine`) and refuse by them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -172,10 +173,15 @@ def _is_odd_llama(config: Any) -> bool:
     return config.hidden_size == LLAMA3_WIDTH and config.vocab_size not in LLAMA3_VOCABULARIES
 
 
+_NUMBERED = re.compile(r"_\d+_")
+"""Where names without dots, as in some LoRA files, count their blocks."""
+
+
 def _groups(header: Header, prefix: str) -> tuple[TensorGroup, ...]:
     groups: dict[tuple[str, str, str], TensorGroup] = {}
     for name, info in header.tensors.items():
-        key = (name.removeprefix(prefix).partition(".")[0], info.dtype, tensor_scheme(name, header))
+        part = _NUMBERED.split(name.removeprefix(prefix).partition(".")[0], maxsplit=1)[0]
+        key = (part, info.dtype, tensor_scheme(name, header))
         group = groups.get(key) or TensorGroup(key[0], key[1], 0, 0, 0, key[2])
         groups[key] = replace(
             group,

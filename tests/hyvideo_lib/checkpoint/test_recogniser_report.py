@@ -12,6 +12,7 @@ from checkpoint_headers import STORAGES, prefixed, released
 from hyvideo_lib.checkpoint import inspect_file
 from hyvideo_lib.checkpoint.variants import VARIANTS, choose_variant, possible_variants
 from hyvideo_lib.cli import main
+from hyvideo_lib.demo import assets
 
 SAME = ("t2v", "i2v_token_replace", "custom_reference")
 # channels in, channels out -> what it can be
@@ -169,3 +170,9 @@ def test_the_command_line_shows_groups_and_complaints(tmp_path: Path, capsys: py
     parts = [rest for name, *rest in filter(None, lines) if name == "double_blocks"]
     assert len(parts) == 3  # fp8 weights, their scales, and what stayed as it was
     assert sum("(comfyui_fp8_scaled)" in part for (part,) in parts) == 2
+
+
+def test_names_without_dots_are_grouped_by_what_comes_before_their_number() -> None:
+    report = inspect_file(assets.LORAS["kohya"])
+    assert {group.name for group in report.groups} == {"lora_unet_double_blocks", "lora_unet_single_blocks"}
+    assert sum(group.tensors for group in report.groups) == report.num_tensors
