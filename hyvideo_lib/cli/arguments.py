@@ -156,6 +156,27 @@ def add_device(parser: Parser) -> None:
     group.add_argument("--text-dtype", default="auto", metavar="NAME", help="auto is that of the text encoders' files")
 
 
+def add_swap(parser: Parser) -> None:
+    """Which of the transformer's blocks wait in RAM. Numbers out of range are BlockSwap's to refuse."""
+    group = parser.add_argument_group("block swap")
+    for name, count in (("double", 20), ("single", 40)):
+        group.add_argument(
+            f"--swap-{name}",
+            type=number(int, f"The number of {name} blocks to swap", InvalidSetting),
+            default=-1,
+            metavar="N",
+            help=f"how many of the {count} {name} blocks stay in RAM at least; those that do not fit always do "
+            "(default: -1, no more than that)",
+        )
+    group.add_argument(
+        "--prefetch",
+        type=number(int, "prefetch", InvalidSetting),
+        default=1,
+        metavar="N",
+        help="how many blocks ahead are copied while others compute; 0 copies each in its turn (default: 1)",
+    )
+
+
 def add_tiles(parser: Parser) -> None:
     """How the VAE cuts a video."""
     group = parser.add_argument_group("VAE tiles")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..demo import assets
 from ..errors import FileMissing
-from .arguments import Parser, add_device, add_lora, add_sampling, add_tiles
-from .options import choose_device, lora_options, precision_options, sampling_options
+from .arguments import Parser, add_device, add_lora, add_sampling, add_swap, add_tiles
+from .options import choose_device, lora_options, precision_options, sampling_options, swap_options
 from .outputs import FOLDER, check_suffix, numbered
 from .report import Console
 
@@ -37,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
         parser, "; large is the demo's own, for prompts like 'a large red circle moving left on a black background'"
     )
     add_device(parser)
+    add_swap(parser)
 
 
 def run(options: Namespace, console: Console) -> int:
@@ -66,6 +67,7 @@ def run(options: Namespace, console: Console) -> int:
         console,
         overwrite=options.force or options.out is None,
         loras=loras,
+        swap=swap_options(options),
     )
     with one_thread():
         return renderer.render(tasks)

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput, InvalidFrames, InvalidSetting, InvalidSize
-from .arguments import TEMPLATES, Parser, add_device, add_lora, add_sampling, add_tiles, number
-from .options import choose_device, lora_options, precision_options, sampling_options, template_options, tiles_options
+from .arguments import TEMPLATES, Parser, add_device, add_lora, add_sampling, add_swap, add_tiles, number
+from .options import (
+    choose_device,
+    lora_options,
+    precision_options,
+    sampling_options,
+    swap_options,
+    template_options,
+    tiles_options,
+)
 from .outputs import check_suffix, default_output, numbered
 from .prompts import PromptLine, read_prompts
 from .report import Console
@@ -62,6 +70,7 @@ def add_arguments(parser: Parser) -> None:
     add_tiles(parser)
     add_lora(parser)
     add_device(parser)
+    add_swap(parser)
     _add_output(parser)
 
 
@@ -140,7 +149,7 @@ def _generate(options: Namespace, console: Console) -> int:
         check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
     loras = check_loras(request.loras, reports["transformer"])
     console.note(f"Seed {request.seed}")
-    renderer = Renderer(files, precision, device, console, options.force, loras)
+    renderer = Renderer(files, precision, device, console, options.force, loras, swap_options(options))
     return renderer.render(tasks, start.latents, start.video)
 
 

@@ -14,6 +14,7 @@ from ..errors import InvalidSetting, InvalidTiles
 from .arguments import number
 
 if TYPE_CHECKING:
+    from ..memory import BlockSwap
     from ..pipeline import LoraChoice, Precision
     from ..text import PromptTemplate
     from ..vae import Tiles
@@ -90,6 +91,13 @@ def precision_options(options: Namespace) -> Precision:
     return Precision(
         options.dtype, options.storage_dtype, options.vae_dtype, options.text_dtype, fp8_matmul=options.fp8_matmul
     )
+
+
+def swap_options(options: Namespace) -> BlockSwap:
+    """What the block swap options mean. Raises InvalidSetting."""
+    from ..memory import BlockSwap
+
+    return BlockSwap(options.swap_double, options.swap_single, options.prefetch)
 
 
 def template_options(options: Namespace) -> PromptTemplate:

@@ -23,6 +23,7 @@ from ..atomic import check_output
 from ..errors import DiskFull, HyvError, Interrupted, OutOfMemory, OutputExists, OutputNotWritable
 from ..host import HeadlessHost
 from ..lora import LoraUse
+from ..memory import BlockSwap
 from ..pipeline import (
     Clock,
     Files,
@@ -105,9 +106,11 @@ class Renderer:
         console: Console,
         overwrite: bool,
         loras: Sequence[LoraUse] = (),
+        swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
     ) -> None:
-        """loras: those of all requests, which are told about before the work."""
+        """loras: those of all requests, which are told about before the work. swap: see SampleStage."""
         self.files, self.precision, self.console, self.overwrite = files, precision, console, overwrite
+        self.swap = swap
         self.loras = [use.lora.coverage for use in loras]
         self.progress = Progress(console)
         self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
@@ -203,7 +206,7 @@ class Renderer:
         if not any(task.is_open for task in videos):
             return
         loading = Clock(self.host)
-        with closing(SampleStage(self.files, self.precision, self.host, loading)) as sample:
+        with closing(SampleStage(self.files, self.precision, self.host, loading, self.swap)) as sample:
             for task in videos:
                 if task.texts is None or not task.is_open:
                     continue

@@ -2,5 +2,6 @@
 
 from .block_swap import AUTO, BlockSwap
 from .offload import Offloader, module_bytes
+from .vram import free_device_bytes
 
-__all__ = ["AUTO", "BlockSwap", "Offloader", "module_bytes"]
+__all__ = ["AUTO", "BlockSwap", "Offloader", "free_device_bytes", "module_bytes"]

@@ -32,7 +32,8 @@ STAGES = {
     "load_transformer": Stage("loading transformer", "Keep its weights in 8 bits (--storage-dtype float8_e4m3fn)."),
     "sample": Stage(
         "sampling",
-        f"{_LESS_VIDEO}, keep the weights in 8 bits (--storage-dtype float8_e4m3fn), or with CFG use --cfg-in-turn.",
+        f"{_LESS_VIDEO}, keep the weights in 8 bits (--storage-dtype float8_e4m3fn) or in RAM (--swap-double 20 "
+        "--swap-single 40), or with CFG use --cfg-in-turn.",
     ),
     "decode": Stage("decoding", _SMALLER_TILES),
     "write": Stage("writing", "Close other programs."),

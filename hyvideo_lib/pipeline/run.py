@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..host import HeadlessHost, Host
+from ..memory import BlockSwap
 from .clock import Clock
 from .files import Files, check_files
 from .loras import check_loras
@@ -37,10 +38,12 @@ def generate(
     host: Host | None = None,
     start: Tensor | None = None,
     precision: Precision = Precision(),  # noqa: B008 (frozen)
+    swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
 ) -> Result:
     """From a prompt to its videos.
 
-    start: unscaled latents [1, C, T, H, W] to begin with instead of noise. Raises HyvError's children only: bad input
+    start: unscaled latents [1, C, T, H, W] to begin with instead of noise. swap: which of the transformer's blocks stay
+    in RAM even if there is room. Raises HyvError's children only: bad input
     before anything is loaded, then OutOfMemory, NonFiniteOutput, and what the host raises when the user cancels.
     """
     request.check()
@@ -49,7 +52,7 @@ def generate(
     clock = Clock(host)
     with closing(TextStage(files, precision, host, clock)) as encode:
         texts = encode(request, clock)
-    with closing(SampleStage(files, precision, host, clock)) as sample:
+    with closing(SampleStage(files, precision, host, clock, swap)) as sample:
         latents = torch.cat([sample(request, texts, seed, clock, start) for seed in request.seeds])
     with closing(PixelStage(files.vae, precision, host, clock)) as pixels:
         frames = torch.stack([pixels.decode(row, request.tiles, clock) for row in latents.split(1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import WrongKind
 from ..finite import check_finite
 from ..host import Host
 from ..lora import LoraUse
+from ..memory import BlockSwap, Offloader, free_device_bytes
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles
@@ -25,6 +27,8 @@ from .loras import LoraChoice, load_loras
 from .precision import Precision
 from .request import GenerateRequest
 from .sampler import SampleRun
+
+logger = logging.getLogger("hyvideo")
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,16 @@ class TextStage:
 
 
 class SampleStage:
-    """The transformer."""
+    """The transformer. Blocks that do not fit beside the work of a request stay in RAM; swap: which do in any case."""
 
-    def __init__(self, files: Files, precision: Precision, host: Host, clock: Clock) -> None:
+    def __init__(
+        self,
+        files: Files,
+        precision: Precision,
+        host: Host,
+        clock: Clock,
+        swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
+    ) -> None:
         self._host = host
         with clock.stage("load_transformer"):
             host.request_memory(_file_size(files.transformer))
@@ -88,9 +99,10 @@ class SampleStage:
                 files.transformer,
                 precision.storage_dtype,
                 precision.transformer_dtype(host.device),
-                host.device,
                 fp8_matmul_device=precision.fp8_matmul_device(host.device),
             )
+            blocks = [*self._model.double_blocks, *self._model.single_blocks]
+            self._offloader = Offloader(self._model, blocks, len(self._model.double_blocks), swap)
         self._scaling = vae_scaling(files.vae)
         self._loras: dict[tuple[LoraChoice, ...], tuple[LoraUse, ...]] = {}
 
@@ -118,9 +130,21 @@ class SampleStage:
                 request.solver,
                 request.guidance,
                 request.rope,
-                loras=self._read_loras(request.loras),
+                self._offloader,
+                self._read_loras(request.loras),
             )
+            self._load(run.working_bytes(request.latent_shape))
             return run.make(start, seed)
+
+    def _load(self, working_bytes: int) -> None:
+        """Bring the model to the device, of its blocks as many as leave room for the work."""
+        device = self._host.device
+        self._host.request_memory(self._offloader.num_bytes + working_bytes)
+        free = free_device_bytes(device)
+        budget = None if free is None else max(0, free + self._offloader.loaded_bytes - working_bytes)
+        self._offloader.load(device, budget)
+        if self._offloader.num_swapped:
+            logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)
 
     def _read_loras(self, choices: tuple[LoraChoice, ...]) -> tuple[LoraUse, ...]:
         """The LoRAs of a request; they stay for the next one with the same."""
@@ -130,7 +154,8 @@ class SampleStage:
         return self._loras[choices]
 
     def close(self) -> None:
-        del self._model, self._loras
+        self._offloader.go_home()
+        del self._offloader, self._model, self._loras
         free_memory(self._host.device)
 
 

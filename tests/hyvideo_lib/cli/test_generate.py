@@ -341,6 +341,16 @@ def test_fp8_storage_and_bf16_compute_can_be_asked_for(generate):
     assert (settings["storage_dtype"], settings["dtype"]) == ("float8_e4m3fn", "bfloat16")
 
 
+def test_swapped_blocks_make_the_same_video(generate):
+    words = ("--swap-double", 1, "--swap-single", 1, "--prefetch", 2)
+    assert generate(PROMPT, "--seed", 1, "--out", "a.mp4").code == 0
+    assert generate(PROMPT, "--seed", 1, *words, "--out", "b.mp4").code == 0
+    frames = [read_frames(Path(f"{name}.mp4"), 64, 32, 5, 24) for name in "ab"]
+    assert torch.equal(*frames)
+    assert generate(PROMPT, "--swap-double", -2, "--out", "c.mp4").error == "invalid_setting"
+    assert generate(PROMPT, "--prefetch", "many", "--out", "c.mp4").error == "invalid_setting"
+
+
 def test_fp8_products_are_taken_where_there_are_fp8_weights(generate):
     words = ("--dtype", "bfloat16", "--fp8-matmul")
     refused = generate(PROMPT, *words, "--storage-dtype", "bfloat16", "--out", "a.mp4")

@@ -40,7 +40,7 @@ def test_other_tensors_are_refused(tmp_path, shape):
         load_latents(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[1]", "[" * 100_000])
+@pytest.mark.parametrize("text", ["no JSON", "[1]", "[" * 10_000])
 def test_unreadable_settings_do_not_cost_the_latents(tmp_path, text):
     save_file({"latents": LATENTS}, tmp_path / "a.safetensors", {"hyvideo.settings": text})
     latents, settings = load_latents(tmp_path / "a.safetensors")

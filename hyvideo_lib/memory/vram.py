@@ -1,0 +1,21 @@
+"""How much of a device's memory there is to have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def free_device_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on the device; None if it has no memory of its own, or does not say.
+
+    What PyTorch keeps of it without using it counts as free.
+    """
+    if device.type == "cpu":
+        return None
+    api: Any = torch.get_device_module(device)
+    if not hasattr(api, "mem_get_info"):
+        return None
+    unused = api.memory_reserved(device) - api.memory_allocated(device)
+    return int(api.mem_get_info(device)[0]) + int(unused)
