@@ -13,7 +13,7 @@ from ..hyvideo_lib.checkpoint.variants import KIND_NAMES, name_contradiction
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
 from ..hyvideo_lib.memory import BlockSwap, Offloader
-from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file
+from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file, offload_transformer
 from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
 from ..hyvideo_lib.text.tokenizer import tokenizer_files_in
 from . import comfy_host
@@ -181,8 +181,7 @@ class LoadTransformer(io.ComfyNode):
             precision.transformer_dtype(device),
             fp8_matmul_device=precision.fp8_matmul_device(device),
         )
-        blocks = [*model.double_blocks, *model.single_blocks]
-        offloader = Offloader(model, blocks, len(model.double_blocks), block_swap)
+        offloader = offload_transformer(model, block_swap)
         managed = comfy_host.manage(offloader, device)
         return io.NodeOutput(TransformerHandle(path.name, report, model, offloader, managed, attention))
 

@@ -148,7 +148,7 @@ class BlockSwapNode(io.ComfyNode):
                     min=AUTO,
                     max=MAX_BLOCKS,
                     tooltip="How many of the 20 double blocks are swapped at least. -1: as many as the free memory "
-                    "asks for. Each saves about 0.3 GB in 8 bit and costs its copy in every step.",
+                    "asks for. Each saves about 0.23 GB in 8 bit and costs its copy in every step.",
                 ),
                 io.Int.Input(
                     "single_blocks",
@@ -156,7 +156,7 @@ class BlockSwapNode(io.ComfyNode):
                     min=AUTO,
                     max=MAX_BLOCKS,
                     tooltip="How many of the 40 single blocks are swapped at least. -1: as many as the free memory "
-                    "asks for. Each saves about 0.14 GB in 8 bit.",
+                    "asks for. Each saves about 0.11 GB in 8 bit.",
                 ),
                 io.Int.Input(
                     "prefetch",

@@ -84,7 +84,7 @@ class GraphPage:
         self.tab.on("console", self._hear)
         self.tab.on("pageerror", lambda error: self._note(f"{error} {error.stack}"))
         self.tab.on("response", lambda answer: answer.status >= 400 and self._note(f"{answer.status} {answer.url}"))
-        self.tab.goto(f"http://{server.address}/", wait_until="domcontentloaded")
+        self.tab.goto(f"http://{server.address}/", wait_until="domcontentloaded", timeout=START)
         self.tab.wait_for_function(READY, timeout=START)
         self.tab.wait_for_timeout(SETTLE)
         self.tab.evaluate("() => app.graph.clear()")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .block_stream import BlockStream
 from .block_swap import BlockSwap, choose_blocks, fit_resident
 from .copy_engine import HostBlock, can_stream
+from .memo import ModulationMemo, VectorsFn
 
 CopyFn = Callable[[Tensor, torch.device], Tensor]
 
@@ -64,7 +65,8 @@ class Offloader:
     blocks: parts of the module that may stay at home during a run, in the order they compute; num_double of them come
     first and count as double blocks. swap: which of them must, and how far ahead they are fetched. The device may be
     home itself, and then nothing is ever copied. copy_fn: how a tensor gets to a device. can_stream_fn: whether copies
-    to a device can run beside computing.
+    to a device can run beside computing. aside: the blocks' modulations, which are always at home but while they
+    are visited, and whose vectors are remembered (memory.memo).
     """
 
     def __init__(
@@ -75,19 +77,29 @@ class Offloader:
         swap: BlockSwap | None = None,
         copy_fn: CopyFn = copy_to_device,
         can_stream_fn: Callable[[torch.device], bool] = can_stream,
+        aside: Sequence[nn.Module] = (),
     ) -> None:
         self.module = module
         self.swap = swap or BlockSwap()
         self._can_stream_fn = can_stream_fn
-        inside = {id(child) for block in blocks for child in block.modules()}
+        self._aside_modules = list(aside)
+        self._memo = ModulationMemo()
+        self._aside = {id(part): _Part(_own_tensors(part), copy_fn) for part in aside}
+        apart = {id(child) for part in aside for child in part.modules()}
+        inside = apart | {id(child) for block in blocks for child in block.modules()}
         self._fixed = _Part((entry for entry in _own_tensors(module) if id(entry[0]) not in inside), copy_fn)
-        self._blocks = [_Part(_own_tensors(block), copy_fn) for block in blocks]
+        self._blocks = [
+            _Part((entry for entry in _own_tensors(block) if id(entry[0]) not in apart), copy_fn) for block in blocks
+        ]
         self._places = {id(block): place for place, block in enumerate(blocks)}
         self._hosts: dict[int, HostBlock] = {}
         self._stream: BlockStream | None = None
         swapped = choose_blocks(self.swap, num_double, len(blocks) - num_double)
         self._candidates = [i for i in range(len(blocks)) if i not in swapped]
         self.num_bytes = self._fixed.num_bytes + sum(part.num_bytes for part in self._blocks)
+        """Bytes on the device if everything is there that ever stays there."""
+        self.visit_bytes = max((part.num_bytes for part in self._aside.values()), default=0)
+        """Bytes that a visit takes beside them."""
         self.device: torch.device | None = None
         """Where it is loaded; None while at home."""
 
@@ -145,10 +157,37 @@ class Offloader:
     def go_home(self) -> None:
         """Take everything off the device."""
         self._close_stream()
+        self._memo.clear()
         for part in (self._fixed, *self._blocks):
             if part.is_away:
                 part.go_home()
         self.device = None
+
+    def remember(self, *vecs: Tensor | None) -> VectorsFn:
+        """What to ask for modulating vectors in a pass with these conditioning vectors [B, D]."""
+        return self._memo.remember(self.visit, *vecs)
+
+    @property
+    def memo_bytes(self) -> int:
+        """Bytes of the modulating vectors on the device, which count as working memory, not as weights."""
+        return self._memo.num_bytes
+
+    def fill(self, vecs: Sequence[Tensor]) -> None:
+        """Compute the modulating vectors of all of a run's conditioning vectors, each weight being brought once."""
+        self._memo.fill(self.visit, self._aside_modules, vecs)
+
+    @contextmanager
+    def visit(self, part: nn.Module) -> Iterator[None]:
+        """A part that was put aside, on the device while the caller computes with it; any other is left alone."""
+        found = self._aside.get(id(part))
+        if found is None or self.device is None:
+            yield
+            return
+        found.move(self.device)
+        try:
+            yield
+        finally:
+            found.go_home()
 
     def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
         """The blocks one by one, each on the device while the caller has it."""

@@ -12,7 +12,7 @@ from .loras import LoraChoice, check_loras, load_loras
 from .precision import COMPUTE_DTYPES, DTYPES, Precision
 from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
-from .sampler import SampleRun
+from .sampler import SampleRun, offload_transformer
 from .stages import Notice, PixelStage, SampleStage, Texts, TextStage
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "load_embeds",
     "load_latents",
     "load_loras",
+    "offload_transformer",
     "save_embeds",
     "save_latents",
 ]

@@ -4,16 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..geometry import align_up
 from ..host import Host
 from ..lora import LoraUse, attach, lora_bytes
+from ..memory import BlockSwap, Offloader
 from ..memory.estimate import transformer_bytes
-from ..sampling import GuidanceConfig, Kept, denoise, draw_noise, make_velocity_fn, mix_noise
+from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
 from ..transformer import HunyuanVideoTransformer, RopeSettings, TransformerConfig
-from ..transformer.model import BlockSource
+
+
+def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None = None) -> Offloader:
+    """The transformer's weights at home: blocks that may stay there during a run, modulations that always do."""
+    return Offloader(model, model.blocks, len(model.double_blocks), swap, aside=model.modulations)
+
+
+class _Listener:
+    """Takes the transformer's calls, hears the conditioning vectors and computes nothing else."""
+
+    def __init__(self, model: HunyuanVideoTransformer) -> None:
+        self._model, self.config = model, model.config
+        self.vecs: list[Tensor] = []
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        text_mask: Tensor,
+        pooled_embeds: Tensor,
+        guidance: float | None = None,
+        clean_first_frame: bool = False,
+    ) -> Tensor:
+        condition = self._model.condition(timesteps, pooled_embeds, guidance, (1, 1, 1) if clean_first_frame else None)
+        self.vecs += [vec for vec in (condition.vec, condition.first_vec) if vec is not None]
+        return torch.zeros_like(latents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +49,8 @@ class SampleRun:
     """The transformer with everything that one run fixes. Latents go in and come out unscaled, on the CPU.
 
     positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
-    scaling: what the VAE's latents are multiplied by for the transformer. source: None if all blocks are in place.
-    loras: act on the transformer while a video is made.
+    scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
+    from; None if all are in place. loras: act on the transformer while a video is made.
     """
 
     model: HunyuanVideoTransformer
@@ -34,7 +62,7 @@ class SampleRun:
     solver: str = "euler"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     rope: RopeSettings = field(default_factory=RopeSettings)
-    source: BlockSource | None = None
+    source: Offloader | None = None
     loras: tuple[LoraUse, ...] = ()
 
     @property
@@ -42,7 +70,7 @@ class SampleRun:
         return self.model.config
 
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
-        """What one forward needs beside the weights, for latents of (T, H, W): activations, and the LoRAs."""
+        """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulating vectors."""
         sides = zip(latent_shape, self.config.patch_size, strict=True)
         tokens = self.positive.text_embeds.shape[1]
         image = 1
@@ -56,7 +84,15 @@ class SampleRun:
             item_size,
             batch=2 if self.guidance.uses_cfg and self.guidance.batched else 1,
         )
-        return work + lora_bytes(self.loras, item_size)
+        return work + lora_bytes(self.loras, item_size) + self._memo_bytes(item_size)
+
+    def _memo_bytes(self, item_size: int) -> int:
+        """The modulating vectors of all steps, and the largest of the layers that make them."""
+        if self.source is None:
+            return 0
+        numbers = sum(modulation.linear.out_features for modulation in self.model.modulations)
+        branches = 2 if self.guidance.uses_cfg else 1
+        return branches * len(self.sigmas) * numbers * item_size + self.source.visit_bytes
 
     def make(self, start: Tensor, seed: int, mask: Tensor | None = None) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32.
@@ -68,11 +104,27 @@ class SampleRun:
         noise = draw_noise(start.shape[1:], [seed])
         clean = start.float().cpu() * self.scaling
         latents = mix_noise(clean, noise, float(self.sigmas[0]))
-        velocity_fn = make_velocity_fn(self, self.positive, self.negative, sigmas=self.sigmas, config=self.guidance)
+        latents = latents.to(self.host.device)
         kept = None if mask is None else Kept(clean, noise, mask)
         with attach(self.model, self.loras):
-            made = denoise(velocity_fn, latents.to(self.host.device), self.sigmas, self.solver, self.host, kept=kept)
+            if self.source is not None:
+                self.source.fill(self._conditionings(latents))
+            velocity_fn = self._velocity_fn(self)
+            made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
         return made.cpu() / self.scaling
+
+    def _velocity_fn(self, model: VelocityModel) -> VelocityFn:
+        return make_velocity_fn(model, self.positive, self.negative, sigmas=self.sigmas, config=self.guidance)
+
+    @torch.no_grad()
+    def _conditionings(self, latents: Tensor) -> list[Tensor]:
+        """The conditioning vectors of all steps, from the very calls that the steps will make."""
+        listener = _Listener(self.model)
+        velocity_fn = self._velocity_fn(listener)
+        for sigma in self.sigmas[:-1].tolist():
+            self.host.check_interrupt()
+            velocity_fn(latents, sigma)
+        return listener.vecs
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ from ..errors import WrongKind
 from ..finite import check_finite
 from ..host import Host
 from ..lora import LoraUse
-from ..memory import BlockSwap, Offloader, free_device_bytes
+from ..memory import BlockSwap, free_device_bytes
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles
@@ -26,7 +26,7 @@ from .files import Files, vae_scaling
 from .loras import LoraChoice, load_loras
 from .precision import Precision
 from .request import GenerateRequest
-from .sampler import SampleRun
+from .sampler import SampleRun, offload_transformer
 
 logger = logging.getLogger("hyvideo")
 
@@ -101,8 +101,7 @@ class SampleStage:
                 precision.transformer_dtype(host.device),
                 fp8_matmul_device=precision.fp8_matmul_device(host.device),
             )
-            blocks = [*self._model.double_blocks, *self._model.single_blocks]
-            self._offloader = Offloader(self._model, blocks, len(self._model.double_blocks), swap)
+            self._offloader = offload_transformer(self._model, swap)
         self._scaling = vae_scaling(files.vae)
         self._loras: dict[tuple[LoraChoice, ...], tuple[LoraUse, ...]] = {}
 

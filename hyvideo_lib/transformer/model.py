@@ -5,7 +5,8 @@ Names are the released checkpoint's, so its keys load as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol, cast
 
 import torch
@@ -18,17 +19,21 @@ from . import ops as default_ops
 from .blocks import DoubleBlock, SingleBlock
 from .config import TransformerConfig
 from .embedders import PatchEmbed, ScalarEmbed, VectorEmbed
-from .modulation import Condition, modulate
+from .modulation import Condition, Mods, Modulation, modulate
 from .ops import Ops
 from .refiner import TokenRefiner, valid_lengths
 from .rope import RopeSettings, rope_angles, rope_rotation
 
 
 class BlockSource(Protocol):
-    """What hands out the blocks when some of them are elsewhere while they do not compute."""
+    """What hands out the blocks, and computes their modulating vectors, when weights are elsewhere meanwhile."""
 
     def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
         """The blocks in order, each ready to compute until the next is asked for."""
+        ...
+
+    def remember(self, *vecs: Tensor | None) -> Callable[[nn.Module, Tensor], Mods] | None:
+        """What computes modulating vectors in a pass with these conditioning vectors; None: the modulations do."""
         ...
 
 
@@ -37,6 +42,9 @@ class AllResident:
 
     def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
         return iter(blocks)
+
+    def remember(self, *vecs: Tensor | None) -> None:
+        return None
 
 
 class FinalLayer(nn.Module):
@@ -75,6 +83,16 @@ class HunyuanVideoTransformer(nn.Module):
         self.single_blocks = nn.ModuleList([SingleBlock(config, layers) for _ in range(config.num_single_blocks)])
         self.final_layer = FinalLayer(config, layers)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks in the order they compute, the double ones first."""
+        return [*self.double_blocks, *self.single_blocks]
+
+    @property
+    def modulations(self) -> list[Modulation]:
+        """What turns the conditioning into the blocks' shifts, scales and gates."""
+        return [module for block in self.blocks for module in block.modules() if isinstance(module, Modulation)]
+
     def forward(
         self,
         latents: Tensor,
@@ -108,11 +126,13 @@ class HunyuanVideoTransformer(nn.Module):
         grid = (patches[0], patches[1], patches[2])
         text_embeds, text_mask, lengths = trim_text(text_embeds, text_mask)
 
+        source = source or AllResident()
         condition = self.condition(timesteps, pooled_embeds, guidance, grid if clean_first_frame else None)
+        condition = replace(condition, vectors_fn=source.remember(condition.vec, condition.first_vec))
         img = self.img_in(latents.to(dtype))  # [B, L, D]
         txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
         angles = rope_angles(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
-        img = self.run_blocks(img, txt, condition, rope_rotation(angles), lengths, host, source or AllResident())
+        img = self.run_blocks(img, txt, condition, rope_rotation(angles), lengths, host, source)
         return self.unpatchify(self.final_layer(img, condition.vec), grid)
 
     def condition(

@@ -6,7 +6,8 @@ replace) the first frame's tokens take theirs from another vector, so modulation
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +19,27 @@ NORM_EPS = 1e-6
 CHUNK_TOKENS = 2048
 """Tokens handled at once where a result is made chunk by chunk: bounds the float32 temporaries."""
 
+Mods = tuple[Tensor, ...]
+"""Shift, scale and gate vectors, [B, 1, D] each, in the order of the checkpoint."""
+
 
 @dataclass(frozen=True)
 class Condition:
-    """vec [B, D] modulates all tokens, but the first `num_first` (of the image) take first_vec where it is given."""
+    """vec [B, D] modulates all tokens, but the first `num_first` (of the image) take first_vec where it is given.
+
+    vectors_fn: where a modulation's vectors come from; None is the modulation itself.
+    """
 
     vec: Tensor
     first_vec: Tensor | None = None
     num_first: int = 0
+    vectors_fn: Callable[[nn.Module, Tensor], Mods] | None = None
 
     def rest(self) -> Condition:
         """The same without a first frame: for tokens that are no image."""
-        return Condition(self.vec)
+        return replace(self, first_vec=None, num_first=0)
 
 
-Mods = tuple[Tensor, ...]
-"""Shift, scale and gate vectors, [B, 1, D] each, in the order of the checkpoint."""
 Spans = list[tuple[int, int | None, Mods]]
 """(start, end, mods): which tokens take which vectors."""
 
@@ -50,10 +56,11 @@ class Modulation(nn.Module):
         return self.linear(F.silu(vec)).unsqueeze(1).chunk(self.count, dim=-1)
 
     def forward(self, condition: Condition) -> Spans:
-        mods = self.vectors(condition.vec)
+        vectors_fn = condition.vectors_fn or Modulation.vectors
+        mods = vectors_fn(self, condition.vec)
         if condition.first_vec is None:
             return [(0, None, mods)]
-        return [(0, condition.num_first, self.vectors(condition.first_vec)), (condition.num_first, None, mods)]
+        return [(0, condition.num_first, vectors_fn(self, condition.first_vec)), (condition.num_first, None, mods)]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
