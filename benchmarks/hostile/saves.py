@@ -165,7 +165,7 @@ def full_disks(name: str, save: Save, scale: Scale) -> Figure:
     rng = random.Random(f"{scale.seed} full {name}")
     reference = scale.folder / "whole" / f"a{save.suffix}"
     reference.parent.mkdir(exist_ok=True)
-    assert in_child(lambda: save.write(reference)) == 0
+    assert in_child(lambda: save.write(reference)) == 0, f"{name} cannot be saved at all"
     whole = reference.stat().st_size
     reference.unlink()
     real = 0
@@ -204,7 +204,8 @@ def full_disks(name: str, save: Save, scale: Scale) -> Figure:
 
 
 def run(scale: Scale, saves: Mapping[str, Save] = SAVES) -> Iterator[Figure]:
-    """100 kills and 50 full disks for every kind of save with `scale.only` in its name."""
-    for name, save in ((name, save) for name, save in saves.items() if scale.only in name):
-        yield kills(name, save, scale)
-        yield full_disks(name, save, scale)
+    """100 kills and 50 full disks for every kind of save; only those with `scale.only` in "<kind>: <what>"."""
+    for name, save in saves.items():
+        for what, work in (("kills", kills), ("full disks", full_disks)):
+            if scale.only in f"{name}: {what}":
+                yield work(name, save, scale)

@@ -25,8 +25,8 @@ from .pickles import MAX_PICKLE_BYTES, read_pickle
 from .rewrite import Request
 
 MIN_TORCH = (2, 10)
-BASE_SECONDS, BYTES_PER_SECOND = 120, 10_000_000
-"""How long the process may take."""
+BASE_SECONDS, BYTES_PER_SECOND = 600, 10_000_000
+"""How long the process may take: on a busy machine, minutes until it has begun."""
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hyvideo_lib.checkpoint import load_transformer, read_header
+from hyvideo_lib.checkpoint import isolate, load_transformer, read_header
 from hyvideo_lib.checkpoint.convert import convert_file
 from hyvideo_lib.checkpoint.isolate import check_pickle, check_torch
 from hyvideo_lib.checkpoint.rewrite import LAYOUTS, STORAGES, Request
@@ -467,4 +467,12 @@ def test_a_stopped_child_leaves_nothing(tmp_path: Path) -> None:
     torch.save({"module": real_weights()}, tmp_path / "old.pt")
     with pytest.raises(Interrupted):
         convert_file(tmp_path / "old.pt", tmp_path / "new.safetensors", host=host)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.pt"]
+
+
+def test_a_child_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "BASE_SECONDS", 0)
+    torch.save({"module": real_weights()}, tmp_path / "old.pt")
+    with pytest.raises(FileUnreadable, match="not read in the time"):
+        convert_file(tmp_path / "old.pt", tmp_path / "new.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.pt"]

@@ -69,6 +69,33 @@ def test_alpha_beside_a_pair_scales_it(save: Save, alpha: float, scale: float) -
     assert torch.allclose(scaled, scale * weight_change(save(pair())), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_matrices_of_every_floating_point_dtype_are_read(save: Save, dtype: str) -> None:
+    stored = {name: tensor.to(getattr(torch, dtype)) for name, tensor in pair().items()}
+    expected = weight_change(save({name: tensor.float() for name, tensor in stored.items()}))
+    assert torch.allclose(weight_change(save(stored)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64", "int32", "int16", "int8", "uint8"])
+def test_alpha_may_be_a_whole_number(save: Save, dtype: str) -> None:
+    alpha = torch.tensor(6, dtype=getattr(torch, dtype))
+    doubled = weight_change(save({**pair(), f"{NAME}.alpha": alpha}))
+    assert torch.allclose(doubled, 2 * weight_change(save(pair())), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "bool"])
+def test_matrices_of_whole_numbers_are_refused(save: Save, dtype: str) -> None:
+    path = save({name: torch.ones_like(tensor, dtype=getattr(torch, dtype)) for name, tensor in pair().items()})
+    with pytest.raises(UnsupportedFile, match=rf"as {dtype}, but a LoRA holds floating-point numbers"):
+        read_lora(path, TRANSFORMER)
+
+
+def test_a_stranger_among_the_tensors_hides_none_of_them(save: Save) -> None:
+    for stranger in ("aaa.weight", "zzz.weight"):
+        coverage = read_lora(save({stranger: torch.zeros(2), **pair()}), TRANSFORMER).coverage
+        assert (coverage.matched, coverage.unmatched) == (2, (stranger,))
+
+
 def test_alpha_in_the_metadata_scales_where_no_tensor_does(save: Save) -> None:
     metadata = {PEFT_METADATA: json.dumps({"transformer.lora_alpha": 6, "transformer.r": RANK})}
     plain = weight_change(save(pair()))
