@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LEAST_KEPT = 64
-"""Conditionings that are kept in any case; about 2 MB each for the released model."""
+KEPT = 64
+"""Conditionings that are kept, the newest ones; about 2 MB each for the released model."""
 
 Vectors = tuple[Tensor, ...]
 VectorsFn = Callable[[Any, Tensor], Vectors]
@@ -34,13 +34,12 @@ class _Entry:
 class ModulationMemo:
     """Modulating vectors by the conditioning they come from.
 
-    A modulation has `vectors(vec)` and a `linear`, whose adapters count: other LoRAs, other vectors. visit_fn brings
-    its weights to the device while the caller computes with them.
+    A modulation has `vectors(vec)`, their `count`, and a `linear`, whose adapters count: other LoRAs, other vectors.
+    visit_fn brings its weights to the device while the caller computes with them.
     """
 
     def __init__(self) -> None:
         self._known: dict[bytes, dict[int, _Entry]] = {}
-        self._kept = 0
 
     @property
     def num_bytes(self) -> int:
@@ -57,22 +56,33 @@ class ModulationMemo:
             found = self._find(modulation, key)
             if found is None:
                 with visit_fn(modulation):
-                    found = self._compute(modulation, key, vec)
+                    found = self._keep(modulation, key, modulation.vectors(vec))
             return found
 
         return recall
 
     @torch.no_grad()
-    def fill(self, visit_fn: VisitFn, modulations: Iterable[Any], vecs: Sequence[Tensor]) -> None:
-        """Compute all that a run will ask for, the weights of each modulation being brought once, if at all."""
+    def fill(
+        self, visit_fn: VisitFn, modulations: Iterable[Any], vecs: Sequence[Tensor], check_fn: Callable[[], None]
+    ) -> None:
+        """Compute what the next passes will ask for, the weights of each modulation being brought once, if at all.
+
+        vecs: of at most KEPT different conditionings, lest the first be forgotten for the last. check_fn: called
+        between modulations; may raise.
+        """
         wanted = {_key(vec): vec for vec in vecs}
-        self._kept = len(wanted)
         for modulation in modulations:
+            check_fn()
             missing = [(key, vec) for key, vec in wanted.items() if self._find(modulation, key) is None]
             if missing:
                 with visit_fn(modulation):
-                    for key, vec in missing:
-                        self._compute(modulation, key, vec)
+                    # Into one piece of memory: small results between large temporary weights would tear the heap.
+                    first = _joined(modulation.vectors(missing[0][1]))
+                    store = first.new_empty(len(missing), *first.shape)
+                    for row, (_, vec) in zip(store, missing, strict=True):
+                        row.copy_(_joined(modulation.vectors(vec)))
+                for row, (key, _) in zip(store, missing, strict=True):
+                    self._keep(modulation, key, row.chunk(modulation.count, dim=-1))
 
     def clear(self) -> None:
         self._known.clear()
@@ -81,12 +91,15 @@ class ModulationMemo:
         entry = self._known.get(key, {}).get(id(modulation))
         return entry.vectors if entry and _are_same(entry.adapters, modulation.linear.adapters) else None
 
-    def _compute(self, modulation: Any, key: bytes, vec: Tensor) -> Vectors:
-        vectors: Vectors = modulation.vectors(vec)
-        while len(self._known) >= max(LEAST_KEPT, self._kept) and key not in self._known:
+    def _keep(self, modulation: Any, key: bytes, vectors: Vectors) -> Vectors:
+        while len(self._known) >= KEPT and key not in self._known:
             del self._known[next(iter(self._known))]
         self._known.setdefault(key, {})[id(modulation)] = _Entry(vectors, modulation.linear.adapters)
         return vectors
+
+
+def _joined(vectors: Vectors) -> Tensor:
+    return torch.cat(vectors, dim=-1)
 
 
 def _key(vec: Tensor) -> bytes:

@@ -172,9 +172,12 @@ class Offloader:
         """Bytes of the modulating vectors on the device, which count as working memory, not as weights."""
         return self._memo.num_bytes
 
-    def fill(self, vecs: Sequence[Tensor]) -> None:
-        """Compute the modulating vectors of all of a run's conditioning vectors, each weight being brought once."""
-        self._memo.fill(self.visit, self._aside_modules, vecs)
+    def fill(self, vecs: Sequence[Tensor], check_fn: Callable[[], None] = lambda: None) -> None:
+        """Compute the modulating vectors of the next conditionings, memo.KEPT at most, each weight being brought once.
+
+        check_fn: called between the weights; may raise.
+        """
+        self._memo.fill(self.visit, self._aside_modules, vecs, check_fn)
 
     @contextmanager
     def visit(self, part: nn.Module) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from ..host import Host
 from ..lora import LoraUse, attach, lora_bytes
 from ..memory import BlockSwap, Offloader
 from ..memory.estimate import transformer_bytes
+from ..memory.memo import KEPT
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
 from ..transformer import HunyuanVideoTransformer, RopeSettings, TransformerConfig
@@ -92,7 +94,7 @@ class SampleRun:
             return 0
         numbers = sum(modulation.linear.out_features for modulation in self.model.modulations)
         branches = 2 if self.guidance.uses_cfg else 1
-        return branches * len(self.sigmas) * numbers * item_size + self.source.visit_bytes
+        return branches * min(len(self.sigmas), KEPT) * numbers * item_size + self.source.visit_bytes
 
     def make(self, start: Tensor, seed: int, mask: Tensor | None = None) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32.
@@ -107,22 +109,38 @@ class SampleRun:
         latents = latents.to(self.host.device)
         kept = None if mask is None else Kept(clean, noise, mask)
         with attach(self.model, self.loras):
-            if self.source is not None:
-                self.source.fill(self._conditionings(latents))
-            velocity_fn = self._velocity_fn(self)
-            made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
+            made = denoise(
+                self._remembering(self._velocity_fn(self)), latents, self.sigmas, self.solver, self.host, kept=kept
+            )
         return made.cpu() / self.scaling
 
     def _velocity_fn(self, model: VelocityModel) -> VelocityFn:
         return make_velocity_fn(model, self.positive, self.negative, sigmas=self.sigmas, config=self.guidance)
 
+    def _remembering(self, velocity_fn: VelocityFn) -> VelocityFn:
+        """The same, with the modulating vectors of the next steps computed together when the first of them is due."""
+        if self.source is None:
+            return velocity_fn
+        source, levels = self.source, self.sigmas[:-1].tolist()
+        branches = 2 if self.guidance.uses_cfg else 1
+        filled: set[float] = set()
+
+        def with_memo(latents: Tensor, sigma: float) -> Tensor:
+            if sigma in levels and sigma not in filled:
+                place = levels.index(sigma)
+                coming = levels[place : place + KEPT // branches]
+                source.fill(self._conditionings(latents, coming), self.host.check_interrupt)
+                filled.update(coming)
+            return velocity_fn(latents, sigma)
+
+        return with_memo
+
     @torch.no_grad()
-    def _conditionings(self, latents: Tensor) -> list[Tensor]:
-        """The conditioning vectors of all steps, from the very calls that the steps will make."""
+    def _conditionings(self, latents: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
+        """The conditioning vectors at these levels, from the very calls that the steps will make."""
         listener = _Listener(self.model)
         velocity_fn = self._velocity_fn(listener)
-        for sigma in self.sigmas[:-1].tolist():
-            self.host.check_interrupt()
+        for sigma in sigmas:
             velocity_fn(latents, sigma)
         return listener.vecs
 

@@ -100,7 +100,7 @@ def test_a_visit_that_fails_leaves_the_weights_at_home(model):
 
 
 def test_what_is_kept_is_bounded_and_gone_at_home(model, monkeypatch):
-    monkeypatch.setattr(memo, "LEAST_KEPT", 2)
+    monkeypatch.setattr(memo, "KEPT", 2)
     offloader = offload(model)
     offloader.load("cpu")
     sizes = []
