@@ -132,3 +132,13 @@ def test_every_way_to_run_out_of_memory_is_one_error(error):
 def test_other_errors_go_through():
     with pytest.raises(RuntimeError, match="shapes"), Clock(HeadlessHost()).stage("decode"):
         raise RuntimeError("shapes cannot be multiplied")
+
+
+def test_more_steps_than_are_remembered_give_the_same_video(files, monkeypatch):
+    from hyvideo_lib.memory import memo
+    from hyvideo_lib.pipeline import sampler
+
+    expected = generate(replace(REQUEST, steps=5), files)
+    monkeypatch.setattr(memo, "KEPT", 2)
+    monkeypatch.setattr(sampler, "KEPT", 2)
+    assert torch.equal(generate(replace(REQUEST, steps=5), files).latents, expected.latents)
