@@ -22,13 +22,15 @@ from benchmarks.rows import hardware
 
 ROOT = Path(__file__).parents[2]
 LIBRARY, TESTS = "hyvideo_lib", "tests/hyvideo_lib"
-RECOGNISER = tuple(
-    f"{TESTS}/checkpoint/test_{name}.py"
-    for name in ("detect", "recogniser_report", "recogniser_lora", "recogniser_diffusers", "recogniser_pickles")
+RECOGNISER = (
+    *(f"{TESTS}/checkpoint/test_recogniser_{name}.py" for name in ("report", "lora", "pickles")),
+    "tests/properties/test_recogniser.py",
+    *(f"{TESTS}/checkpoint/test_{name}.py" for name in ("detect", "recogniser")),
 )
-RECOGNISER = (*RECOGNISER, "tests/properties/test_recogniser.py", f"{TESTS}/checkpoint/test_recogniser.py")
-LORA = tuple(f"{TESTS}/lora/test_{name}.py" for name in ("families", "names", "read"))
-LORA = (*LORA, "tests/properties/test_lora_names.py")
+LORA = (
+    *(f"{TESTS}/lora/test_{name}.py" for name in ("families", "names", "read")),
+    "tests/properties/test_lora_names.py",
+)
 MODULES: Mapping[str, Sequence[str]] = {
     "geometry": (f"{TESTS}/test_geometry.py", "tests/properties/test_geometry.py"),
     "sampling/schedule": (f"{TESTS}/sampling/test_schedule.py", "tests/properties/test_schedule.py"),

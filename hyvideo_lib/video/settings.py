@@ -76,8 +76,9 @@ def _boxes(file: BinaryIO, within: _Box, path: Path) -> Iterator[_Box]:
             size = within.end - position
         if size < header or position + size > within.end:
             raise FileTruncated(f"{path.name} is cut short or damaged at byte {position}.")
-        yield _Box(kind, position + header + _SKIPPED.get(kind, 0), position + size)
-        position += size
+        end = position + size
+        yield _Box(kind, min(position + header + _SKIPPED.get(kind, 0), end), end)
+        position = end
 
 
 def _parse(comment: bytes) -> dict[str, Any] | None:
@@ -90,6 +91,8 @@ def _parse(comment: bytes) -> dict[str, Any] | None:
 
 def _open(path: Path) -> BinaryIO:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe would wait for whoever fills it
+            raise FileUnreadable(f"{path} is a pipe or a device, not a file.")
         return path.open("rb")
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise FileMissing(f"There is no file {str(path)!r}. Check the name and the folder.") from error

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,30 @@ def test_boxes_with_a_long_size_or_up_to_the_end_are_followed(tmp_path):
         path = tmp_path / f"{index}.mp4"
         path.write_bytes(whole[:moov] + form)
         assert read_settings(path) == {"hyvideo": "9"}
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_a_value_too_short_for_its_own_type_holds_no_settings(tmp_path, length):
+    path = tmp_path / "a.mp4"
+    items = box(b"meta", bytes(4) + box(b"ilst", box(b"\xa9cmt", box(b"data", bytes(length)))))
+    path.write_bytes(box(b"ftyp", b"isom") + box(b"moov", box(b"udta", items)))
+    assert read_settings(path) is None
+    path.write_bytes(box(b"ftyp", b"isom") + box(b"moov", box(b"udta", box(b"meta", bytes(length // 2)))))
+    assert read_settings(path) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused_without_waiting_for_whoever_fills_it(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    program = (
+        "import sys, pathlib; from hyvideo_lib.video import is_mp4\n"
+        "try: is_mp4(pathlib.Path(sys.argv[1]))\n"
+        "except Exception as error: print(error.code, error)"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "a.mp4")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[3])
+    assert done.stdout.startswith("file_unreadable")
+    assert "pipe" in done.stdout
 
 
 def test_cut_short_at_any_byte_it_is_told_and_never_breaks(video, tmp_path):
