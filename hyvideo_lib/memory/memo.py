@@ -77,8 +77,9 @@ class ModulationMemo:
             if missing:
                 with visit_fn(modulation):
                     # Into one piece of memory: small results between large temporary weights would tear the heap.
-                    first = _joined(modulation.vectors(missing[0][1]))
-                    store = first.new_empty(len(missing), *first.shape)
+                    first = _joined(modulation.vectors(missing[0][1][:1]))  # [1, 1, N]
+                    pieces = [len(vec) for _, vec in missing]
+                    store = first.new_empty(sum(pieces), *first.shape[1:]).split(pieces)
                     for row, (_, vec) in zip(store, missing, strict=True):
                         row.copy_(_joined(modulation.vectors(vec)))
                 for row, (key, _) in zip(store, missing, strict=True):
