@@ -13,6 +13,7 @@ from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..hyvideo_lib.memory.estimate import vae_bytes
 from ..hyvideo_lib.memory.fit import fit_tiles
 from ..hyvideo_lib.vae import Tiles
+from ..hyvideo_lib.video import FlatWatch
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_VAE, VAEHandle, short_dtype
@@ -129,20 +130,33 @@ class Decode(io.ComfyNode):
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
         chosen = choose_tiles(vae, tiles, tile_size, tile_frames, (frames, height, width))
         load_vae_for(vae, (frames, height, width), chosen)
-        videos = [decode_one(vae, row, chosen, host) for row in samples.split(1)]
-        return io.NodeOutput(videos[0] if len(videos) == 1 else torch.cat(videos))
+        images = torch.empty(samples.shape[0] * frames, height, width, 3)
+        for row, out in zip(samples.split(1), images.split(frames), strict=True):
+            decode_into(out, vae, row, chosen, host)
+        return io.NodeOutput(images)
 
 
-def decode_one(handle: VAEHandle, latents: Tensor, tiles: Tiles | None, host: comfy_host.ComfyHost) -> Tensor:
-    """Frames [F, H, W, 3] in 0..1, float32, on the CPU, of latents [1, C, T, H, W]. Raises NonFiniteOutput."""
+def decode_into(
+    out: Tensor, handle: VAEHandle, latents: Tensor, tiles: Tiles | None, host: comfy_host.ComfyHost
+) -> None:
+    """Fill out [F, H, W, 3], float32 in 0..1 on the CPU, with the frames of latents [1, C, T, H, W].
+
+    Frames leave the device as they are done. Raises NonFiniteOutput.
+    """
     host.stage("decoding", 0)
-    pixels = handle.vae.decode(latents.to(host.device), tiles, host)
-    if not bool(torch.isfinite(pixels).all()):
-        raise NonFiniteOutput(
-            f"Decoding in {short_dtype(pixels.dtype)} gave NaN or infinity; the video would have black frames. Set the "
-            "VAE's dtype to float32. If it is already, the VAE's file or the latents are damaged."
-        )
-    return (pixels[0].float().cpu() / 2 + 0.5).clamp_(0, 1).permute(1, 2, 3, 0).contiguous()
+    done, watch = 0, FlatWatch()
+    for pixels in handle.vae.decode_spans(latents.to(host.device), tiles, host):
+        if not bool(torch.isfinite(pixels).all()):
+            raise NonFiniteOutput(
+                f"Decoding in {short_dtype(pixels.dtype)} gave NaN or infinity; the video would have black frames. Set "
+                "the VAE's dtype to float32. If it is already, the VAE's file or the latents are damaged."
+            )
+        part = out[done : done + pixels.shape[2]]
+        part.copy_(pixels[0].permute(1, 2, 3, 0)).div_(2).add_(0.5).clamp_(0, 1)
+        watch.look(part)
+        done += pixels.shape[2]
+        del pixels
+    watch.warn()
 
 
 def check_samples(latents: dict[str, Any], channels: int) -> Tensor:

@@ -25,6 +25,7 @@ from ..host import HeadlessHost
 from ..lora import LoraUse
 from ..memory import BlockSwap
 from ..pipeline import (
+    STAGES,
     Clock,
     Files,
     GenerateRequest,
@@ -227,34 +228,51 @@ class Renderer:
                 if task.latents is None or not task.is_open:
                     continue
                 with self._attempt(task, loading) as clock:
-                    frames = pixels.decode(task.latents, task.request.tiles, clock)
-                    self._write(task, frames, clock)
+                    self._write(task, pixels, clock)
                 if task.is_done:
-                    self._tell(task, frames)
+                    self._tell(task)
 
-    def _write(self, task: Task, frames: Tensor, clock: Clock) -> None:
-        height, width = frames.shape[1:3]
-        # The seconds of writing cannot stand in what is written.
-        settings = {**task.settings, "seconds": {**task.seconds, **clock.seconds}}
-        with clock.stage("write"):
-            write_video(task.output, self._count(frames), width, height, task.request.fps, settings, self.overwrite)
-        task.settings, task.latents, task.is_done = settings, None, True
+    def _write(self, task: Task, pixels: PixelStage, clock: Clock) -> None:
+        """Decode into the file: frames go to it as they are done, so that the video never exists as a whole."""
+        assert task.latents is not None
+        request = task.request
+
+        def settings() -> dict[str, Any]:
+            seconds = {**task.seconds, **clock.seconds}
+            seconds.pop("write", None)  # those cannot stand in what is written
+            return {**task.settings, "seconds": seconds}
+
+        with clock.stage("write", is_told=False):
+            frames = self._one_by_one(pixels.stream(task.latents, request.tiles, clock), request.frames)
+            write_video(
+                task.output, frames, request.width, request.height, request.fps, settings(), self.overwrite, settings
+            )
+        task.settings, task.latents, task.is_done = settings(), None, True
         if task.kept and task.is_kept_for_now:
             task.kept.unlink(missing_ok=True)
             task.kept = None
 
-    def _count(self, frames: Tensor) -> Iterator[Tensor]:
-        """The frames one by one, with progress, and a chance to stop before each."""
-        for index, frame in enumerate(frames):
-            self.host.check_interrupt()
-            yield frame
-            self.host.step(index + 1, len(frames))
+    def _one_by_one(self, parts: Iterator[Tensor], total: int) -> Iterator[Tensor]:
+        """The frames of all parts, with a chance to stop before each. Once all are decoded, writing has a bar."""
+        done = 0
+        for part in parts:
+            done += len(part)
+            is_last = done == total
+            if is_last:
+                self.host.stage(STAGES["write"].title, len(part))
+            for index, frame in enumerate(part):
+                self.host.check_interrupt()
+                yield frame
+                if is_last:
+                    self.host.step(index + 1, len(part))
+            del part
 
-    def _tell(self, task: Task, frames: Tensor) -> None:
+    def _tell(self, task: Task) -> None:
         self.progress.close()
-        count, height, width = frames.shape[:3]
-        total = duration(sum(task.seconds.values()))
-        self.console.say(f"{task.output}  ({count} frames of {width} x {height}, seed {task.seed}, {total})")
+        request, total = task.request, duration(sum(task.seconds.values()))
+        self.console.say(
+            f"{task.output}  ({request.frames} frames of {request.width} x {request.height}, seed {task.seed}, {total})"
+        )
 
     @contextmanager
     def _attempt(self, task: Task, loading: Clock | None = None) -> Iterator[Clock]:

@@ -45,14 +45,20 @@ class Clock:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._inner = 0.0  # seconds of the stages inside the one that runs
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Run a stage of STAGES. Raises OutOfMemory for what PyTorch and Python say when memory runs out."""
+    def stage(self, name: str, is_told: bool = True) -> Iterator[None]:
+        """Run a stage of STAGES, or go on with one. Raises OutOfMemory for what PyTorch and Python say when memory
+        runs out.
+
+        A stage inside another is not counted as the other's time. is_told: announce it to the host.
+        """
         self._host.check_interrupt()
-        if name != "sample":  # the sampling loop announces itself, with its number of steps
+        if is_told and name != "sample":  # the sampling loop announces itself, with its number of steps
             self._host.stage(STAGES[name].title, 0)
+        outer, self._inner = self._inner, 0.0
         begin = time.perf_counter()
         try:
             yield
@@ -63,7 +69,9 @@ class Clock:
             raise OutOfMemory(f"Memory ran out while {STAGES[name].title} ({reason}). {STAGES[name].advice}") from error
         finally:
             spent = time.perf_counter() - begin
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+            own = spent - self._inner
+            self._inner = outer + spent
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + own, 3)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,14 @@ from torch import Tensor
 from ..checkpoint import load_text_encoder, load_transformer, load_vae
 from ..errors import WrongKind
 from ..finite import check_finite
+from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..host import Host
 from ..lora import LoraUse
 from ..memory import BlockSwap, free_device_bytes
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles
-from ..video import frames_from_pixels, pixels_from_frames, warn_if_flat
+from ..video import FlatWatch, frames_from_pixels, pixels_from_frames
 from .clock import Clock
 from .files import Files, vae_scaling
 from .loras import LoraChoice, load_loras
@@ -170,17 +172,34 @@ class PixelStage:
             )
 
     def decode(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
-        """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W].
+        """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W]. Raises as `stream`."""
+        height, width = (n * SPATIAL_COMPRESSION for n in latents.shape[3:])
+        frames = torch.empty(pixel_frames(latents.shape[2]), height, width, 3, dtype=torch.uint8)
+        done = 0
+        for part in self.stream(latents, tiles, clock):
+            frames[done : done + len(part)] = part
+            done += len(part)
+        return frames
 
+    def stream(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Iterator[Tensor]:
+        """The bytes of `decode` in parts [n, H, W, 3], each as soon as its frames are final.
+
+        Only the time spent in here counts as decoding. A video that shows nothing is told after its last frame.
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
         check_finite(latents, "latents", "The latents to decode")
-        with clock.stage("decode"):
-            pixels = self._vae.decode(latents.to(self._host.device), tiles, self._host)
-            check_finite(pixels, "decode", "The decoded pixels")
-            frames = frames_from_pixels(pixels[0])
-        warn_if_flat(frames)
-        return frames
+        spans = self._vae.decode_spans(latents.to(self._host.device), tiles, self._host)
+        watch, is_first = FlatWatch(), True
+        while True:
+            with clock.stage("decode", is_told=is_first):
+                part = _next_frames(spans)
+            if part is None:
+                break
+            is_first = False
+            watch.look(part)
+            yield part
+            del part
+        watch.warn()
 
     def encode(self, frames: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
         """Unscaled latents [1, C, T, H, W], float32, on the CPU (the posterior's mean) of bytes [F, H, W, 3].
@@ -196,6 +215,15 @@ class PixelStage:
     def close(self) -> None:
         del self._vae
         free_memory(self._host.device)
+
+
+def _next_frames(spans: Iterator[Tensor]) -> Tensor | None:
+    """The next span as bytes [n, H, W, 3] on the CPU; None after the last. Raises NonFiniteOutput."""
+    pixels = next(spans, None)
+    if pixels is None:
+        return None
+    check_finite(pixels, "decode", "The decoded pixels")
+    return frames_from_pixels(pixels[0])
 
 
 def _prompt_cut(cut: int) -> Notice:
