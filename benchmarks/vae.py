@@ -61,21 +61,21 @@ def run(options: Options) -> Iterator[Row]:
 
 
 def streaming_sides(vae: CausalVideoVAE, case: Case) -> dict[str, Side]:
-    """Frames that are taken as they come, and all at once. Both return the sum of every frame's bytes [F]."""
+    """Frames that are taken as they come, and all at once. Both return some bytes of every frame."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 16, *latent_shape(case.size, case.size, case.frames), generator=generator)
     latents = latents.to(vae.quant_conv.weight)
 
     def streamed() -> Tensor:
-        sums = []
+        some = []
         for span in vae.decode_spans(latents, case.tiles):
-            sums.append(frames_from_pixels(span[0]).sum((1, 2, 3)))
+            some.append(frames_from_pixels(span[0])[:, ::8, ::8].clone())
             del span
-        return torch.cat(sums)
+        return torch.cat(some)
 
     return {
         OURS: streamed,
-        "whole": lambda: frames_from_pixels(vae.decode(latents, case.tiles)[0]).sum((1, 2, 3)),
+        "whole": lambda: frames_from_pixels(vae.decode(latents, case.tiles)[0])[:, ::8, ::8].clone(),
     }
 
 

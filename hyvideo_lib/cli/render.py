@@ -29,6 +29,7 @@ from ..pipeline import (
     Clock,
     Files,
     GenerateRequest,
+    Notice,
     PixelStage,
     Precision,
     SampleStage,
@@ -36,7 +37,9 @@ from ..pipeline import (
     TextStage,
     check_prompt,
     save_latents,
+    tiles_settings,
 )
+from ..vae import Tiles
 from ..video import write_video
 from .interrupt import stop_on_signals
 from .progress import Progress, duration
@@ -65,6 +68,7 @@ class Task:
     seconds: dict[str, float] = field(default_factory=dict)
     texts: Texts | None = None
     latents: Tensor | None = None
+    notices: list[Notice] = field(default_factory=list)
     kept: Path | None = None
     error: HyvError | None = None
     is_done: bool = False
@@ -72,7 +76,11 @@ class Task:
 
     @property
     def warnings(self) -> list[dict[str, str]]:
-        return [asdict(notice) for notice in self.texts.warnings] if self.texts else []
+        return [asdict(notice) for notice in (*self.prompt_notices, *self.notices)]
+
+    @property
+    def prompt_notices(self) -> tuple[Notice, ...]:
+        return self.texts.warnings if self.texts else ()
 
     @property
     def label(self) -> str:
@@ -115,6 +123,7 @@ class Renderer:
         self.loras = [use.lora.coverage for use in loras]
         self.progress = Progress(console)
         self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
+        self.encoding_notices: list[Notice] = []
         self._begin = time.perf_counter()
 
     def render(self, tasks: Sequence[Task], start: Tensor | None = None, start_video: Tensor | None = None) -> int:
@@ -182,6 +191,7 @@ class Renderer:
         if start_video is not None:
             with closing(PixelStage(self.files.vae, self.precision, self.host, shared)) as pixels:
                 start = pixels.encode(start_video, tasks[0].request.tiles, shared)
+            self.encoding_notices = shared.notices
         requests = [list(group) for _, group in groupby(tasks, key=lambda task: id(task.request))]
         with closing(TextStage(self.files, self.precision, self.host, shared)) as encode:
             for videos in requests:
@@ -237,17 +247,19 @@ class Renderer:
         assert task.latents is not None
         request = task.request
 
-        def settings() -> dict[str, Any]:
-            seconds = {**task.seconds, **clock.seconds}
-            seconds.pop("write", None)  # those cannot stand in what is written
-            return {**task.settings, "seconds": seconds}
+        def write(parts: Iterator[Tensor], tiles: Tiles | None) -> dict[str, Any]:
+            def settings() -> dict[str, Any]:
+                seconds = {**task.seconds, **clock.seconds}
+                seconds.pop("write", None)  # those cannot stand in what is written
+                return {**task.settings, "tiles": tiles_settings(tiles), "seconds": seconds}
 
-        with clock.stage("write", is_told=False):
-            frames = self._one_by_one(pixels.stream(task.latents, request.tiles, clock), request.frames)
-            write_video(
-                task.output, frames, request.width, request.height, request.fps, settings(), self.overwrite, settings
-            )
-        task.settings, task.latents, task.is_done = settings(), None, True
+            frames, size = self._one_by_one(parts, request.frames), (request.width, request.height)
+            with clock.stage("write", is_told=False):
+                write_video(task.output, frames, *size, request.fps, settings(), self.overwrite, settings)
+            return settings()
+
+        task.settings = pixels.render(task.latents, request.tiles, clock, write)
+        task.latents, task.is_done = None, True
         if task.kept and task.is_kept_for_now:
             task.kept.unlink(missing_ok=True)
             task.kept = None
@@ -293,6 +305,7 @@ class Renderer:
             task.error = self._with_latents(unexpected(error), task)
         finally:
             task.seconds.update(clock.seconds)
+            task.notices += clock.notices
 
     def _keep(self, task: Task) -> None:
         """Put the latents where they outlive this process: where the user said, else beside the video, else in temp."""
@@ -335,14 +348,20 @@ class Renderer:
             "vae_dtype": str(precision.vae_dtype(device)).removeprefix("torch."),
         }
 
+    def _notices(self, tasks: Sequence[Task]) -> Iterator[Notice]:
+        """Those on a prompt once for all of its videos, then those on the videos."""
+        yield from self.encoding_notices
+        for _, same in groupby(tasks, key=lambda task: task.texts):
+            yield from next(same).prompt_notices
+        for task in tasks:
+            yield from task.notices
+
     def _report(self, tasks: Sequence[Task]) -> int:
         failed = [task for task in tasks if task.error]
         report: dict[str, Any] = {
             "videos": [task.describe() for task in tasks if task.is_done],
             "failed": [task.describe() for task in failed],
-            "warnings": [
-                warning for _, same in groupby(tasks, key=lambda task: task.texts) for warning in next(same).warnings
-            ],
+            "warnings": [asdict(notice) for notice in self._notices(tasks)],
             "seconds": round(time.perf_counter() - self._begin, 3),
         }
         if self.loras:

@@ -1,4 +1,4 @@
-"""Stages by name: how long each took, and what to try when memory runs out in it."""
+"""Stages by name: how long each took, what to try when memory runs out in it, and what there is to know of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import OutOfMemory
 from ..host import Host
+from .notices import Notice
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,7 @@ class Stage:
 
 
 _LESS_VIDEO = "Make the video smaller or shorter (--width, --height, --frames)"
-_SMALLER_TILES = (
-    f"Decode in tiles, or in smaller ones (--tiles reference, --tiles 128). {_LESS_VIDEO} if that is not enough."
-)
+_SMALLER_TILES = f"Let the VAE compute in 16 bits (--vae-dtype float16) or close other programs. {_LESS_VIDEO}."
 
 STAGES = {
     "load_text": Stage("loading text encoders", "Use text encoders stored in 16 bits or less, or --device cpu."),
@@ -47,6 +46,7 @@ class Clock:
         self._host = host
         self._inner = 0.0  # seconds of the stages inside the one that runs
         self.seconds: dict[str, float] = {}
+        self.notices: list[Notice] = []
 
     @contextmanager
     def stage(self, name: str, is_told: bool = True) -> Iterator[None]:
