@@ -150,14 +150,16 @@ def test_something_else_in_the_file_is_counted(tmp_path: Path) -> None:
     assert report.supported
 
 
-def test_a_language_model_with_other_words_is_asked_about(tmp_path: Path) -> None:
-    entries = released("llama_hf")
-    for name, (shape, dtype) in list(entries.items()):
-        if shape[0] == 128320:
-            entries[name] = ([150000, *shape[1:]], dtype)
-    assert "Its vocabulary has 150000 words, LLaVA-Llama-3's 128320: is it another model?" in (
-        report_of(tmp_path, entries).notes
-    )
+@pytest.mark.parametrize(
+    ("words", "is_asked"), [(128255, True), *((128256 + i, i > 3) for i in range(5)), (128319, True), (128320, False)]
+)
+def test_a_language_model_with_other_words_is_asked_about(tmp_path: Path, words: int, is_asked: bool) -> None:
+    entries = {
+        name: ([words if size == 128320 else size for size in shape], dtype)
+        for name, (shape, dtype) in released("llama_hf").items()
+    }
+    question = f"Its vocabulary has {words} words, LLaVA-Llama-3's 128320: is it another model?"
+    assert report_of(tmp_path, entries).notes.count(question) == is_asked
 
 
 @pytest.mark.parametrize("scheme_file", ["kijai_transformer_t2v_fp8_e4m3fn", "tencent_transformer_t2v"])
