@@ -205,9 +205,10 @@ def test_what_a_pickle_seems_to_hold(tmp_path: Path, names: tuple[str, ...], is_
     torch.save({name: torch.zeros(2) for name in names}, path, _use_new_zipfile_serialization=is_zip)
     report = inspect_file(path)
     assert report.notes == notes
+    kind = "a PyTorch pickle (.pt, .ckpt, .bin)" if is_zip else "an old PyTorch or Python pickle"
     assert report.reason == (
-        f"It is {'a PyTorch pickle (.pt, .ckpt, .bin)' if is_zip else 'an old PyTorch or Python pickle'}. Pickles can run code and "
-        "are never opened here; use the .safetensors version of the file, or make one with `hyvideo convert`."
+        f"It is {kind}. Pickles can run code and are never opened here; use the .safetensors version of the file, or "
+        "make one with `hyvideo convert`."
     )
     assert (report.num_parameters, report.quantization, report.variant) == (0, "none", "")
     assert (report.groups, report.missing, report.unexpected, report.wrong_shapes) == ((), (), (), ())
