@@ -5,8 +5,10 @@ Names are the released checkpoint's, so its keys load as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -19,7 +21,7 @@ from . import ops as default_ops
 from .blocks import DoubleBlock, SingleBlock
 from .config import TransformerConfig
 from .embedders import PatchEmbed, ScalarEmbed, VectorEmbed
-from .modulation import Condition, Mods, Modulation, modulate
+from .modulation import Condition, Mods, Modulation, clip_spans, modulate
 from .ops import Ops
 from .refiner import TokenRefiner, valid_lengths
 from .rope import RopeSettings, rope_angles, rope_rotation
@@ -28,8 +30,8 @@ from .rope import RopeSettings, rope_angles, rope_rotation
 class BlockSource(Protocol):
     """What hands out the blocks, and computes their modulating vectors, when weights are elsewhere meanwhile."""
 
-    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        """The blocks in order, each ready to compute until the next is asked for."""
+    def through(self, blocks: Iterable[nn.Module]) -> Generator[nn.Module, None, None]:
+        """The blocks in order, each ready to compute until the next is asked for; closed early if no more are."""
         ...
 
     def remember(self, *vecs: Tensor | None) -> Callable[[nn.Module, Tensor], Mods] | None:
@@ -40,11 +42,30 @@ class BlockSource(Protocol):
 class AllResident:
     """Every block is where it computes."""
 
-    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        return iter(blocks)
+    def through(self, blocks: Iterable[nn.Module]) -> Generator[nn.Module, None, None]:
+        yield from blocks
 
     def remember(self, *vecs: Tensor | None) -> None:
         return None
+
+
+class BlockCache(Protocol):
+    """What may answer in place of blocks. The tokens that it is shown may be overwritten as soon as it returns."""
+
+    def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
+        """Image tokens after all blocks, of those before them [B, L, D]; None: compute.
+
+        modulated_fn: the first block's modulated input [B, L, D], for which its weights need not be there.
+        """
+        ...
+
+    def after_first(self, img: Tensor) -> Tensor | None:
+        """The same, asked after the first block with its result."""
+        ...
+
+    def after_blocks(self, img: Tensor) -> None:
+        """Told what the blocks made, if they were computed."""
+        ...
 
 
 class FinalLayer(nn.Module):
@@ -105,14 +126,15 @@ class HunyuanVideoTransformer(nn.Module):
         rope: RopeSettings = RopeSettings(),  # noqa: B008 (frozen)
         host: Host | None = None,
         source: BlockSource | None = None,
+        cache: BlockCache | None = None,
     ) -> Tensor:
         """Velocity [B, C_out, T, H, W] in the compute dtype, of latents [B, C_in, T, H, W] in the transformer's scale.
 
         timesteps [B], 0..1000, not rounded. text_embeds [B, L, text_dim]; text_mask [B, L], 1 where valid, valid tokens
         first; None if all are. pooled_embeds [B, pooled_dim]. guidance: the scale itself (6.0), a number or [B];
         ignored by models without it. clean_first_frame: I2V token replace, where latent frame 0 is free of noise. host
-        is asked for interruption before every block. source: hands out the blocks where some are swapped. Raises
-        InvalidSize if H or W are odd, ValueError for a mask with gaps.
+        is asked for interruption before every block. source: hands out the blocks where some are swapped. cache: may
+        answer in their place. Raises InvalidSize if H or W are odd, ValueError for a mask with gaps.
 
         Padding text never changes the result: prompts are trimmed to the longest, and what padding is left is masked.
         """
@@ -132,7 +154,7 @@ class HunyuanVideoTransformer(nn.Module):
         img = self.img_in(latents.to(dtype))  # [B, L, D]
         txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
         angles = rope_angles(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
-        img = self.run_blocks(img, txt, condition, rope_rotation(angles), lengths, host, source)
+        img = self.run_blocks(img, txt, condition, rope_rotation(angles), lengths, host, source, cache)
         return self.unpatchify(self.final_layer(img, condition.vec), grid)
 
     def condition(
@@ -165,18 +187,26 @@ class HunyuanVideoTransformer(nn.Module):
         lengths: list[int] | None,
         host: Host | None,
         source: BlockSource,
+        cache: BlockCache | None = None,
     ) -> Tensor:
-        """All blocks; returns the image tokens. Without gradients the lean forms run."""
+        """All blocks, or what the cache has instead; returns the image tokens. Without gradients the lean forms run."""
         is_lean = not torch.is_grad_enabled()
         num_img = img.shape[1]
         joint_lengths = None if lengths is None else [num_img + n for n in lengths]
-        for block in source.through(self.double_blocks):
-            if host:
-                host.check_interrupt()
-            if is_lean:
-                img, txt = lean.double_block(cast(DoubleBlock, block), img, txt, condition, rotation, joint_lengths)
-            else:
-                img, txt = block(img, txt, condition, rotation, joint_lengths)
+        known = cache.before_blocks(img, partial(self.first_input, img, condition)) if cache else None
+        if known is not None:
+            return known
+        with closing(source.through(self.double_blocks)) as doubles:
+            for place, block in enumerate(doubles):
+                if host:
+                    host.check_interrupt()
+                if is_lean:
+                    img, txt = lean.double_block(cast(DoubleBlock, block), img, txt, condition, rotation, joint_lengths)
+                else:
+                    img, txt = block(img, txt, condition, rotation, joint_lengths)
+                known = cache.after_first(img) if cache and place == 0 else None
+                if known is not None:
+                    return known
         x = torch.cat([img, txt], dim=1)
         del img, txt
         for block in source.through(self.single_blocks):
@@ -186,7 +216,17 @@ class HunyuanVideoTransformer(nn.Module):
                 x = lean.single_block(cast(SingleBlock, block), x, condition, rotation, joint_lengths)
             else:
                 x = block(x, condition, rotation, joint_lengths)
+        if cache:
+            cache.after_blocks(x[:, :num_img])
         return x[:, :num_img]
+
+    def first_input(self, img: Tensor, condition: Condition) -> Tensor:
+        """What the first block's attention is given of the image: normed, shifted and scaled tokens [B, L, D]."""
+        spans = cast(DoubleBlock, self.double_blocks[0]).img_mod(condition)
+        modulated = torch.empty_like(img)
+        for low, high in lean.chunks(0, img.shape[1]):
+            modulated[:, low:high] = lean.modulated(img[:, low:high], clip_spans(spans, low, high), 0, 1)
+        return modulated
 
     def unpatchify(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """[B, L, C pt ph pw], channel slowest, to [B, C, T, H, W]."""
