@@ -196,6 +196,11 @@ TRANSFORMER_NAMES = (
             ("It holds 3 tensors. By its names it holds a transformer (diffusion model) (tencent).",),
         ),
         (TRANSFORMER_NAMES, False, ("By its names it holds a transformer (diffusion model) (tencent).",)),
+        (
+            ("after_proj_list.0.weight", "blocks.0.attn.weight"),
+            True,
+            ("It holds 2 tensors. By its names it holds a ControlNet (hunyuandit, native).",),
+        ),
         (("a", "b"), True, ("It holds 2 tensors.",)),
         (("a", "b"), False, ()),
     ],
@@ -212,3 +217,20 @@ def test_what_a_pickle_seems_to_hold(tmp_path: Path, names: tuple[str, ...], is_
     )
     assert (report.num_parameters, report.quantization, report.variant) == (0, "none", "")
     assert (report.groups, report.missing, report.unexpected, report.wrong_shapes) == ((), (), (), ())
+
+
+def test_groups_are_counted_to_the_byte(tmp_path: Path) -> None:
+    entries = {
+        "model.a.1.weight": ([3, 2], "bfloat16"),
+        "model.a.2.weight": ([5], "bfloat16"),
+        "model.a.2.bias": ([4], "float32"),
+        "lora_unet_b_7_c.weight": ([2], "float16"),
+    }
+    groups = report_of(tmp_path, entries).groups
+    assert [
+        (group.name, group.dtype, group.tensors, group.parameters, group.num_bytes, group.scheme) for group in groups
+    ] == [
+        ("lora_unet_b", "float16", 1, 2, 4, "none"),
+        ("model", "bfloat16", 2, 11, 22, "none"),
+        ("model", "float32", 1, 4, 16, "none"),
+    ]
