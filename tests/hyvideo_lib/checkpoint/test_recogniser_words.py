@@ -6,6 +6,7 @@ from pathlib import Path
 
 import checkpoint_headers as headers
 import pytest
+import torch
 from checkpoint_headers import released
 
 from hyvideo_lib.checkpoint import inspect_file
@@ -88,19 +89,17 @@ def test_titles_read_as_sentences() -> None:
 # Complaints
 
 
-def test_an_unknown_file_says_what_was_looked_for(tmp_path: Path) -> None:
-    names = [f"some.{letter}.weight" for letter in "abcdefghijkl"]
+LOOKED_FOR = (
+    "It holds nothing known here (looked for a transformer (diffusion model), a VAE, a Llama text encoder, a CLIP text "
+    "encoder, a LoRA). Its tensors: "
+)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 10, 12])
+def test_an_unknown_file_says_what_was_looked_for(tmp_path: Path, count: int) -> None:
+    names = [f"some.{letter}.weight" for letter in "abcdefghijkl"[:count]]
     report = report_of(tmp_path, {name: ([2], "float32") for name in names})
-    found = report.reason.partition(" Its tensors: ")
-    assert found[0].startswith("It holds nothing known here (looked for ")
-    assert found[0].endswith(").")
-    known = found[0].removeprefix("It holds nothing known here (looked for ").removesuffix(").")
-    assert len(known.split(", ")) >= 5
-    assert found[2] == ", ".join(names[:10]) + "."
-
-
-def test_an_empty_file_has_no_tensors_to_name(tmp_path: Path) -> None:
-    assert report_of(tmp_path, {}).reason.endswith(" Its tensors: none.")
+    assert report.reason == f"{LOOKED_FOR}{', '.join(names[:10]) or 'none'}."
 
 
 def test_all_complaints_are_told_in_order(tmp_path: Path) -> None:
@@ -170,7 +169,67 @@ def test_storage_is_named(tmp_path: Path, scheme_file: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
-def test_an_fp8_vae_is_accepted(tmp_path: Path, dtype: str) -> None:
-    entries = {name: (shape, dtype) for name, (shape, _) in released("vae_tencent_diffusers").items()}
+@pytest.mark.parametrize("name", ["vae_tencent_diffusers", "llama_hf", "clip_l_text", "tencent_transformer_t2v"])
+def test_plainly_cast_fp8_is_accepted(tmp_path: Path, name: str, dtype: str) -> None:
+    entries = {name: (shape, dtype) for name, (shape, _) in released(name).items()}
     report = report_of(tmp_path, entries)
     assert (report.quantization, report.supported, report.reason) == ("fp8_cast", True, "")
+
+
+# Pickles
+
+
+TRANSFORMER_NAMES = (
+    "double_blocks.0.img_attn_qkv.weight",
+    "txt_in.individual_token_refiner.blocks.0.norm1.weight",
+    "img_in.proj.weight",
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "is_zip", "notes"),
+    [
+        (
+            TRANSFORMER_NAMES,
+            True,
+            ("It holds 3 tensors. By its names it holds a transformer (diffusion model) (tencent).",),
+        ),
+        (TRANSFORMER_NAMES, False, ("By its names it holds a transformer (diffusion model) (tencent).",)),
+        (
+            ("after_proj_list.0.weight", "blocks.0.attn.weight"),
+            True,
+            ("It holds 2 tensors. By its names it holds a ControlNet (hunyuandit, native).",),
+        ),
+        (("a", "b"), True, ("It holds 2 tensors.",)),
+        (("a", "b"), False, ()),
+    ],
+)
+def test_what_a_pickle_seems_to_hold(tmp_path: Path, names: tuple[str, ...], is_zip: bool, notes) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({name: torch.zeros(2) for name in names}, path, _use_new_zipfile_serialization=is_zip)
+    report = inspect_file(path)
+    assert report.notes == notes
+    kind = "a PyTorch pickle (.pt, .ckpt, .bin)" if is_zip else "an old PyTorch or Python pickle"
+    assert report.reason == (
+        f"It is {kind}. Pickles can run code and are never opened here; use the .safetensors version of the file, or "
+        "make one with `hyvideo convert`."
+    )
+    assert (report.num_parameters, report.quantization, report.variant) == (0, "none", "")
+    assert (report.groups, report.missing, report.unexpected, report.wrong_shapes) == ((), (), (), ())
+
+
+def test_groups_are_counted_to_the_byte(tmp_path: Path) -> None:
+    entries = {
+        "model.a.1.weight": ([3, 2], "bfloat16"),
+        "model.a.2.weight": ([5], "bfloat16"),
+        "model.a.2.bias": ([4], "float32"),
+        "lora_unet_b_7_c.weight": ([2], "float16"),
+    }
+    groups = report_of(tmp_path, entries).groups
+    assert [
+        (group.name, group.dtype, group.tensors, group.parameters, group.num_bytes, group.scheme) for group in groups
+    ] == [
+        ("lora_unet_b", "float16", 1, 2, 4, "none"),
+        ("model", "bfloat16", 2, 11, 22, "none"),
+        ("model", "float32", 1, 4, 16, "none"),
+    ]
