@@ -4,6 +4,7 @@
 several.
 """
 
+from .caches import check_cache
 from .clock import STAGES, Clock
 from .embeds import load_embeds, save_embeds
 from .files import Files, check_file, check_files
@@ -35,6 +36,7 @@ __all__ = [
     "TextStage",
     "Texts",
     "bringing_layers",
+    "check_cache",
     "check_file",
     "check_files",
     "check_latents",

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..caches import CacheReport, StepCache
 from ..checkpoint import load_text_encoder, load_transformer, load_vae
 from ..errors import WrongKind
 from ..finite import check_finite
@@ -122,14 +123,23 @@ class SampleStage:
             self._offloader = offload_transformer(self._model, swap)
         self._scaling = vae_scaling(files.vae)
         self._loras: dict[tuple[LoraChoice, ...], tuple[LoraUse, ...]] = {}
+        self.cache_report: CacheReport | None = None
+        """What the step cache did in the last video; None without one."""
 
     def __call__(
-        self, request: GenerateRequest, texts: Texts, seed: int, clock: Clock, start: Tensor | None = None
+        self,
+        request: GenerateRequest,
+        texts: Texts,
+        seed: int,
+        clock: Clock,
+        start: Tensor | None = None,
+        step_cache: StepCache | None = None,
     ) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32, unscaled, on the CPU.
 
         start: [1, C, T, H, W], unscaled: latents to begin with, changed as much as the request's strength says.
-        Raises NonFiniteOutput, InvalidSetting, OutOfMemory, and what the host raises when the user cancels.
+        step_cache: in place of the request's own, such as a measurement. Raises NonFiniteOutput, InvalidSetting,
+        OutOfMemory, and what the host raises when the user cancels.
         """
         with clock.stage("sample"):
             sigmas = make_sigmas(request.steps, request.shift)
@@ -149,8 +159,12 @@ class SampleStage:
                 request.rope,
                 self._offloader,
                 self._read_loras(request.loras),
+                request.cache,
             )
-            return self._load(run, request.latent_shape).make(start, seed)
+            step_cache = step_cache or run.start_cache(request.latent_shape)
+            latents = self._load(run, request.latent_shape).make(start, seed, step_cache=step_cache)
+            self.cache_report = step_cache.report if step_cache and request.cache else None
+            return latents
 
     def _load(self, run: SampleRun, latent_shape: tuple[int, int, int]) -> SampleRun:
         """Bring the model to the device, of its blocks as many as leave room for the work; the run as it fits."""
