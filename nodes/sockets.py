@@ -28,6 +28,7 @@ HYV_TEMPLATE = io.Custom("HYV_TEMPLATE")
 HYV_ROPE = io.Custom("HYV_ROPE")
 HYV_GUIDANCE = io.Custom("HYV_GUIDANCE")
 HYV_BLOCK_SWAP = io.Custom("HYV_BLOCK_SWAP")
+HYV_CACHE = io.Custom("HYV_CACHE")
 
 
 def short_dtype(dtype: torch.dtype) -> str:
@@ -67,7 +68,7 @@ class TextHandle:
     reports: tuple[FileReport, FileReport]
     llm: LlamaTextEncoder
     clip: ClipTextEncoder
-    managed: tuple[Any, Any]
+    managed: tuple[Any, ...]
     cache: dict[tuple[str, str, str], TextEmbeds] = field(default_factory=dict)
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from ..errors import InvalidSetting, InvalidTiles
 from .arguments import number
 
 if TYPE_CHECKING:
+    from ..caches import CacheConfig
     from ..memory import BlockSwap
     from ..pipeline import LoraChoice, Precision, TilesChoice
     from ..text import PromptTemplate
@@ -85,6 +86,38 @@ def lora_options(options: Namespace, named: Mapping[str, Path] = MappingProxyTyp
         strength = number(float, "The LoRA's strength", InvalidSetting)(match["strength"] or "1")
         choices.append(LoraChoice(Path(match["path"]), strength, match["blocks"] or ""))
     return tuple(choices)
+
+
+def cache_options(options: Namespace) -> CacheConfig | None:
+    """What --cache and its companions mean; None without a cache. Raises InvalidSetting."""
+    from ..caches import CacheConfig, load_curve
+
+    companions = {
+        "--cache-start": options.cache_start,
+        "--cache-end": options.cache_end,
+        "--cache-max-skips": options.cache_max_skips,
+        "--cache-on-host": options.cache_on_host or None,
+        "--cache-ratios": options.cache_ratios,
+    }
+    given = [name for name, value in companions.items() if value is not None]
+    if options.cache is None:
+        if given:
+            raise InvalidSetting(f"{given[0]} needs a step cache: name one with --cache METHOD, or leave it out.")
+        return None
+    if options.measure_ratios is not None:
+        raise InvalidSetting("--measure-ratios needs every step computed: leave out --cache.")
+    method, colon, threshold = options.cache.partition(":")
+    if options.cache_ratios is not None and method != "magcache":
+        raise InvalidSetting(f"--cache-ratios is for magcache, but --cache is {method}. Leave it out.")
+    return CacheConfig(
+        method,
+        number(float, "The cache's threshold", InvalidSetting)(threshold) if colon else None,
+        options.cache_start,
+        1.0 if options.cache_end is None else options.cache_end,
+        options.cache_max_skips,
+        options.cache_on_host,
+        None if options.cache_ratios is None else load_curve(Path(options.cache_ratios)),
+    )
 
 
 def precision_options(options: Namespace) -> Precision:

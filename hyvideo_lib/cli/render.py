@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ..atomic import check_output
+from ..caches import CacheReport, Measurement, save_curve
 from ..errors import DiskFull, HyvError, Interrupted, OutOfMemory, OutputExists, OutputNotWritable
 from ..host import HeadlessHost
 from ..lora import LoraUse
@@ -116,10 +117,16 @@ class Renderer:
         overwrite: bool,
         loras: Sequence[LoraUse] = (),
         swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
+        measured: str | None = None,
     ) -> None:
-        """loras: those of all requests, which are told about before the work. swap: see SampleStage."""
+        """loras: those of all requests, which are told about before the work. swap: see SampleStage.
+
+        measured: where magnitude ratios are to be written, measured over all videos.
+        """
         self.files, self.precision, self.console, self.overwrite = files, precision, console, overwrite
         self.swap = swap
+        self.ratios = Path(measured) if measured else None
+        self._measurement = Measurement() if measured else None
         self.loras = [use.lora.coverage for use in loras]
         self.progress = Progress(console)
         self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
@@ -137,6 +144,7 @@ class Renderer:
             self._tell_loras()
             self._check(tasks)
             self._run_stages(tasks, start, start_video)
+            self._write_ratios(tasks)
 
         return self._guarded(tasks, work)
 
@@ -165,7 +173,7 @@ class Renderer:
         for task in tasks:
             if failure and task.is_open:
                 task.error = self._with_latents(failure, task)
-        return self._report(tasks)
+        return self._report(tasks, failure)
 
     def _tell_loras(self) -> None:
         for coverage in self.loras:
@@ -176,6 +184,8 @@ class Renderer:
 
     def _check(self, tasks: Sequence[Task]) -> None:
         """What can be told of each task before anything is loaded."""
+        if self.ratios:
+            check_output(self.ratios, self.overwrite)
         for task in tasks:
             if task.is_open:
                 with self._attempt(task):
@@ -224,9 +234,30 @@ class Renderer:
                 if len(videos) > 1 or task.line is not None:
                     self.console.note(f"{task.output.name}: {task.request.prompt} (seed {task.seed})")
                 with self._attempt(task, loading) as clock:
-                    task.latents = sample(task.request, task.texts, task.seed, clock, start)
+                    task.latents = sample(task.request, task.texts, task.seed, clock, start, self._measurement)
                     task.settings = {**task.request.settings(task.seed), **self._surroundings()}
+                    self._tell_cache(task, sample.cache_report)
                     self._keep(task)
+
+    def _tell_cache(self, task: Task, report: CacheReport | None) -> None:
+        """Put what the step cache did into the settings, and say it."""
+        if report:
+            task.settings["cache"] = report.to_dict()
+            self.progress.close()
+            if not self.console.quiet:
+                self.console.note(f"{report.method} {report.sentence()}")
+
+    def _write_ratios(self, tasks: Sequence[Task]) -> None:
+        done = [task for task in tasks if task.is_done]
+        if self.ratios and self._measurement and done:
+            request = done[0].request
+            about = {
+                "files": self.files.names(),
+                "videos": len(done),
+                **{name: getattr(request, name) for name in ("width", "height", "frames", "steps", "shift")},
+            }
+            save_curve(self.ratios, self._measurement.curve(), about, self.overwrite)
+            self.console.note(f"Magnitude ratios: {self.ratios}")
 
     def _decode(self, videos: Sequence[Task]) -> None:
         """Files of these videos, which have latents."""
@@ -356,7 +387,8 @@ class Renderer:
         for task in tasks:
             yield from task.notices
 
-    def _report(self, tasks: Sequence[Task]) -> int:
+    def _report(self, tasks: Sequence[Task], failure: HyvError | None) -> int:
+        """failure: what ended the run, if that is no task's."""
         failed = [task for task in tasks if task.error]
         report: dict[str, Any] = {
             "videos": [task.describe() for task in tasks if task.is_done],
@@ -368,6 +400,8 @@ class Renderer:
             report["loras"] = [coverage.to_dict() for coverage in self.loras]
             told = filter(None, (coverage.warning() for coverage in self.loras))
             report["warnings"] += [{"code": "lora_unmatched", "message": warning} for warning in told]
+        if not failed and failure:
+            return self.console.fail(failure, report)
         if not failed:
             self.console.result(report)
             return 0

@@ -4,6 +4,7 @@
 several.
 """
 
+from .caches import check_cache
 from .clock import STAGES, Clock
 from .embeds import load_embeds, save_embeds
 from .files import Files, check_file, check_files
@@ -15,6 +16,7 @@ from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
 from .sampler import SampleRun, offload_transformer
 from .stages import PixelStage, SampleStage, Texts, TextStage
+from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
 from .tiles import FIT, TilesChoice, VAEWork, tiles_settings
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "FIT",
     "NEGATIVE_PROMPT",
     "STAGES",
+    "TEXT_WORKING_BYTES",
     "Clock",
     "Files",
     "GenerateRequest",
@@ -37,6 +40,8 @@ __all__ = [
     "Texts",
     "TilesChoice",
     "VAEWork",
+    "bringing_layers",
+    "check_cache",
     "check_file",
     "check_files",
     "check_latents",
@@ -46,6 +51,7 @@ __all__ = [
     "load_embeds",
     "load_latents",
     "load_loras",
+    "offload_text_encoder",
     "offload_transformer",
     "save_embeds",
     "save_latents",

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import __version__
+from ..caches import CacheConfig
 from ..errors import EmptyPrompt, InvalidSetting, InvalidSize, InvalidSteps
 from ..geometry import check_frames, check_size, latent_shape
 from ..sampling import (
@@ -43,7 +44,8 @@ class GenerateRequest:
     negative_prompt: used only with classifier-free guidance; None is the reference's. frames: 4k + 1. videos: how
     many, from consecutive seeds. strength: of a run that starts from given latents, the fraction of the steps that
     are run. tiles: of the VAE; FIT takes the largest that fit, None cuts nothing. fps: of the file that is written.
-    loras: all of them act together.
+    loras: all of them act together. cache: skips passes of the transformer at the cost of
+    quality; None computes all.
     """
 
     prompt: str
@@ -63,6 +65,7 @@ class GenerateRequest:
     rope: RopeSettings = field(default_factory=RopeSettings)
     fps: float = 24.0
     loras: tuple[LoraChoice, ...] = ()
+    cache: CacheConfig | None = None
 
     def check(self) -> None:
         """Raise the BadInput that fits the first thing wrong; nothing is loaded for it."""
@@ -123,6 +126,7 @@ class GenerateRequest:
             "tiles": tiles_settings(self.tiles),
             "rope_extrapolate": self.rope.extrapolate,
             "loras": [lora.settings() for lora in self.loras],
+            "cache": self.cache.settings() if self.cache else None,
             "fps": self.fps,
         }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..host import HeadlessHost, Host
 from ..memory import BlockSwap
+from .caches import check_cache
 from .clock import Clock
 from .files import Files, check_files
 from .loras import check_loras
@@ -48,7 +49,9 @@ def generate(
     before anything is loaded, then OutOfMemory, NonFiniteOutput, and what the host raises when the user cancels.
     """
     request.check()
-    check_loras(request.loras, check_files(files)["transformer"])
+    transformer = check_files(files)["transformer"]
+    check_loras(request.loras, transformer)
+    check_cache(request.cache, transformer, request.width * request.height)
     host = host or HeadlessHost()
     clock = Clock(host)
     with closing(TextStage(files, precision, host, clock)) as encode:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..caches import CacheReport, StepCache
 from ..checkpoint import load_text_encoder, load_transformer, load_vae
 from ..errors import WrongKind
 from ..finite import check_finite
@@ -31,6 +32,7 @@ from .notices import Notice
 from .precision import Precision
 from .request import GenerateRequest
 from .sampler import SampleRun, offload_transformer
+from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
 from .tiles import TilesChoice, VAEWork, free_bytes
 
 logger = logging.getLogger("hyvideo")
@@ -48,21 +50,23 @@ class Texts:
 
 
 class TextStage:
-    """Both text encoders."""
+    """Both text encoders. Layers of the language model that do not fit stay in RAM and come over one by one."""
 
     def __init__(self, files: Files, precision: Precision, host: Host, clock: Clock) -> None:
         self._host = host
         with clock.stage("load_text"):
-            load = partial(load_text_encoder, compute_dtype=precision.text_dtype, device=host.device)
-            host.request_memory(_file_size(files.llm) + _file_size(files.clip))
+            load = partial(load_text_encoder, compute_dtype=precision.text_dtype)
             llm, clip = load(files.llm, files.llm_tokenizer), load(files.clip, files.clip_tokenizer)
         if not isinstance(llm, LlamaTextEncoder) or not isinstance(clip, ClipTextEncoder):
             raise WrongKind("The files of the language model and of the CLIP encoder are interchanged.")
         self._encoders = llm, clip
+        self._offloaders = offload_text_encoder(clip), offload_text_encoder(llm)  # the larger one takes what is left
+        self._known: dict[tuple[str, PromptTemplate], TextEmbeds] = {}
 
     def __call__(self, request: GenerateRequest, clock: Clock) -> Texts:
         """Encode the prompt, and the negative one if it is used. Raises InvalidTemplate, UnsupportedFile."""
-        with clock.stage("encode_text"):
+        with clock.stage("encode_text"), bringing_layers(self._offloaders, self._host.check_interrupt):
+            self._load()
             positive = self._encode(request.prompt, request.template)
             negative = request.used_negative
             return Texts(
@@ -71,12 +75,27 @@ class TextStage:
                 tuple(_prompt_cut(cut) for cut in positive.tokens_cut if cut),
             )
 
+    def _load(self) -> None:
+        """Bring the encoders to the device, of the language model's layers as many as there is room for."""
+        self._host.request_memory(sum(part.num_bytes for part in self._offloaders) + TEXT_WORKING_BYTES)
+        for offloader in self._offloaders:
+            free = free_device_bytes(self._host.device)
+            budget = None if free is None else max(0, free + offloader.loaded_bytes - TEXT_WORKING_BYTES)
+            offloader.load(self._host.device, budget)
+            if offloader.num_swapped:
+                logger.info("%d layers of the language model stay in RAM and are copied", offloader.num_swapped)
+
     def _encode(self, prompt: str, template: PromptTemplate) -> TextEmbeds:
-        """One prompt by itself, so that its numbers do not depend on those it shares a batch with."""
-        return encode_prompt(prompt, *self._encoders, template, host=self._host).to("cpu")
+        """One prompt by itself, so that its numbers do not depend on those it shares a batch with; at most once."""
+        key = prompt, template
+        if key not in self._known:
+            self._known[key] = encode_prompt(prompt, *self._encoders, template, host=self._host).to("cpu")
+        return self._known[key]
 
     def close(self) -> None:
-        del self._encoders
+        for offloader in self._offloaders:
+            offloader.go_home()
+        del self._encoders, self._offloaders, self._known
         free_memory(self._host.device)
 
 
@@ -103,14 +122,23 @@ class SampleStage:
             self._offloader = offload_transformer(self._model, swap)
         self._scaling = vae_scaling(files.vae)
         self._loras: dict[tuple[LoraChoice, ...], tuple[LoraUse, ...]] = {}
+        self.cache_report: CacheReport | None = None
+        """What the step cache did in the last video; None without one."""
 
     def __call__(
-        self, request: GenerateRequest, texts: Texts, seed: int, clock: Clock, start: Tensor | None = None
+        self,
+        request: GenerateRequest,
+        texts: Texts,
+        seed: int,
+        clock: Clock,
+        start: Tensor | None = None,
+        step_cache: StepCache | None = None,
     ) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32, unscaled, on the CPU.
 
         start: [1, C, T, H, W], unscaled: latents to begin with, changed as much as the request's strength says.
-        Raises NonFiniteOutput, InvalidSetting, OutOfMemory, and what the host raises when the user cancels.
+        step_cache: in place of the request's own, such as a measurement. Raises NonFiniteOutput, InvalidSetting,
+        OutOfMemory, and what the host raises when the user cancels.
         """
         with clock.stage("sample"):
             sigmas = make_sigmas(request.steps, request.shift)
@@ -130,19 +158,25 @@ class SampleStage:
                 request.rope,
                 self._offloader,
                 self._read_loras(request.loras),
+                request.cache,
             )
-            self._load(run.working_bytes(request.latent_shape))
-            return run.make(start, seed)
+            step_cache = step_cache or run.start_cache(request.latent_shape)
+            latents = self._load(run, request.latent_shape).make(start, seed, step_cache=step_cache)
+            self.cache_report = step_cache.report if step_cache and request.cache else None
+            return latents
 
-    def _load(self, working_bytes: int) -> None:
-        """Bring the model to the device, of its blocks as many as leave room for the work."""
+    def _load(self, run: SampleRun, latent_shape: tuple[int, int, int]) -> SampleRun:
+        """Bring the model to the device, of its blocks as many as leave room for the work; the run as it fits."""
         device = self._host.device
-        self._host.request_memory(self._offloader.num_bytes + working_bytes)
+        self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
         free = free_device_bytes(device)
-        budget = None if free is None else max(0, free + self._offloader.loaded_bytes - working_bytes)
-        self._offloader.load(device, budget)
+        room = None if free is None else free + self._offloader.loaded_bytes
+        run = run.fitted(latent_shape, room)
+        self._offloader.load(device, None if room is None else max(0, room - run.working_bytes(latent_shape)))
         if self._offloader.num_swapped:
             logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)
+        logger.info("heads attend in %d groups", run.lean.head_groups)
+        return run
 
     def _read_loras(self, choices: tuple[LoraChoice, ...]) -> tuple[LoraUse, ...]:
         """The LoRAs of a request; they stay for the next one with the same."""

@@ -29,10 +29,11 @@ FORMS = {
     "HyvRope": ("time_scale height_scale width_scale extrapolate", "", "rope"),
     "HyvGuidance": ("cfg_scale start end rescale batched", "", "guidance_options"),
     "HyvBlockSwap": ("double_blocks single_blocks prefetch", "", "block_swap"),
+    "HyvCache": ("method threshold start end max_skips residuals", "", "cache"),
     "HyvLoRA": ("model file strength blocks", "", "with_lora report"),
     "HyvSampler": (
         "model embeds latents steps guidance shift seed solver strength",
-        "rope guidance_options sigmas mask",
+        "rope guidance_options sigmas mask cache",
         "samples used_sigmas",
     ),
     "HyvDecode": ("vae latents tiles tile_size tile_frames", "", "frames"),
