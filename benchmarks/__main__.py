@@ -14,7 +14,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
-from benchmarks import demo, lean, load, swap, transformer, vae
+from benchmarks import caches, demo, lean, load, swap, transformer, vae
 from benchmarks.rows import Options, Report
 
 BENCHMARKS = {
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "vae": vae.run,
     "load": load.run,
     "swap": swap.run,
+    "caches": caches.run,
     "demo": demo.run,
 }
 """Name to a generator of rows."""
