@@ -14,11 +14,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
-from benchmarks import caches, demo, load, swap, transformer, vae
+from benchmarks import caches, demo, lean, load, swap, transformer, vae
 from benchmarks.rows import Options, Report
 
 BENCHMARKS = {
     "transformer": transformer.run,
+    "lean": lean.run,
     "vae": vae.run,
     "load": load.run,
     "swap": swap.run,

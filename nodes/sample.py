@@ -118,6 +118,7 @@ class Sampler(io.ComfyNode):
             model.loras,
             cache,
         )
+        run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
         caches = [run.start_cache(given.shape[2:]) for _ in given]
         comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
         seeds = consecutive_seeds(seed, len(given))

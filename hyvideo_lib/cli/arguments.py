@@ -219,7 +219,8 @@ def add_tiles(parser: Parser) -> None:
         "--tiles",
         default="reference",
         metavar="WHAT",
-        help="reference (256 pixels, 64 frames), none (in one piece), or a tile size in pixels (default: reference)",
+        help="reference (256 pixels, 64 frames), fit (the largest that fit into free memory), none (in one piece), or "
+        "a tile size in pixels (default: reference); where memory runs out, smaller ones are taken",
     )
     group.add_argument(
         "--tile-frames", type=_whole("tile frames", InvalidSetting), metavar="N", help="frames of a tile (default: 64)"

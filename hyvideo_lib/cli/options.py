@@ -16,12 +16,13 @@ from .arguments import number
 if TYPE_CHECKING:
     from ..caches import CacheConfig
     from ..memory import BlockSwap
-    from ..pipeline import LoraChoice, Precision
+    from ..pipeline import LoraChoice, Precision, TilesChoice
     from ..text import PromptTemplate
-    from ..vae import Tiles
 
 _LORA = re.compile(r"(?P<path>.*\.safetensors)(?::(?P<strength>[^:]*))?(?::(?P<blocks>[^:]*))?", re.I | re.S)
 
+WORDS = {"none": None, "fit": "fit"}
+"""Words for tiles that are no size."""
 RANDOM_SEEDS = 2**32
 """PyTorch's CPU generator looks at so many bits."""
 
@@ -52,16 +53,18 @@ def sampling_options(options: Namespace, negative: str | None = None) -> dict[st
     }
 
 
-def tiles_options(options: Namespace) -> Tiles | None:
+def tiles_options(options: Namespace) -> TilesChoice:
     """What --tiles, --tile-frames and --tile-overlap mean. Raises InvalidTiles, InvalidSetting."""
     from ..vae import Tiles
 
     given = {"frames": options.tile_frames, "overlap": options.tile_overlap}
     changed = {name: value for name, value in given.items() if value is not None}
-    if options.tiles == "none":
+    if options.tiles in WORDS:
         if changed:
-            raise InvalidTiles("--tile-frames and --tile-overlap need tiles, but --tiles is none. Leave that out.")
-        return None
+            raise InvalidTiles(
+                f"--tile-frames and --tile-overlap need tiles, but --tiles is {options.tiles}. Leave that out."
+            )
+        return WORDS[options.tiles]
     if options.tiles != "reference":
         changed["size"] = number(int, "tiles", InvalidTiles)(options.tiles)
     return Tiles(**changed)

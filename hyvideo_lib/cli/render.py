@@ -26,9 +26,11 @@ from ..host import HeadlessHost
 from ..lora import LoraUse
 from ..memory import BlockSwap
 from ..pipeline import (
+    STAGES,
     Clock,
     Files,
     GenerateRequest,
+    Notice,
     PixelStage,
     Precision,
     SampleStage,
@@ -36,7 +38,9 @@ from ..pipeline import (
     TextStage,
     check_prompt,
     save_latents,
+    tiles_settings,
 )
+from ..vae import Tiles
 from ..video import write_video
 from .interrupt import stop_on_signals
 from .progress import Progress, duration
@@ -65,6 +69,7 @@ class Task:
     seconds: dict[str, float] = field(default_factory=dict)
     texts: Texts | None = None
     latents: Tensor | None = None
+    notices: list[Notice] = field(default_factory=list)
     kept: Path | None = None
     error: HyvError | None = None
     is_done: bool = False
@@ -72,7 +77,11 @@ class Task:
 
     @property
     def warnings(self) -> list[dict[str, str]]:
-        return [asdict(notice) for notice in self.texts.warnings] if self.texts else []
+        return [asdict(notice) for notice in (*self.prompt_notices, *self.notices)]
+
+    @property
+    def prompt_notices(self) -> tuple[Notice, ...]:
+        return self.texts.warnings if self.texts else ()
 
     @property
     def label(self) -> str:
@@ -121,6 +130,7 @@ class Renderer:
         self.loras = [use.lora.coverage for use in loras]
         self.progress = Progress(console)
         self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
+        self.encoding_notices: list[Notice] = []
         self._begin = time.perf_counter()
 
     def render(self, tasks: Sequence[Task], start: Tensor | None = None, start_video: Tensor | None = None) -> int:
@@ -191,6 +201,7 @@ class Renderer:
         if start_video is not None:
             with closing(PixelStage(self.files.vae, self.precision, self.host, shared)) as pixels:
                 start = pixels.encode(start_video, tasks[0].request.tiles, shared)
+            self.encoding_notices = shared.notices
         requests = [list(group) for _, group in groupby(tasks, key=lambda task: id(task.request))]
         with closing(TextStage(self.files, self.precision, self.host, shared)) as encode:
             for videos in requests:
@@ -258,34 +269,53 @@ class Renderer:
                 if task.latents is None or not task.is_open:
                     continue
                 with self._attempt(task, loading) as clock:
-                    frames = pixels.decode(task.latents, task.request.tiles, clock)
-                    self._write(task, frames, clock)
+                    self._write(task, pixels, clock)
                 if task.is_done:
-                    self._tell(task, frames)
+                    self._tell(task)
 
-    def _write(self, task: Task, frames: Tensor, clock: Clock) -> None:
-        height, width = frames.shape[1:3]
-        # The seconds of writing cannot stand in what is written.
-        settings = {**task.settings, "seconds": {**task.seconds, **clock.seconds}}
-        with clock.stage("write"):
-            write_video(task.output, self._count(frames), width, height, task.request.fps, settings, self.overwrite)
-        task.settings, task.latents, task.is_done = settings, None, True
+    def _write(self, task: Task, pixels: PixelStage, clock: Clock) -> None:
+        """Decode into the file: frames go to it as they are done, so that the video never exists as a whole."""
+        assert task.latents is not None
+        request = task.request
+
+        def write(parts: Iterator[Tensor], tiles: Tiles | None) -> dict[str, Any]:
+            def settings() -> dict[str, Any]:
+                seconds = {**task.seconds, **clock.seconds}
+                seconds.pop("write", None)  # those cannot stand in what is written
+                return {**task.settings, "tiles": tiles_settings(tiles), "seconds": seconds}
+
+            frames, size = self._one_by_one(parts, request.frames), (request.width, request.height)
+            with clock.stage("write", is_told=False):
+                write_video(task.output, frames, *size, request.fps, settings(), self.overwrite, settings)
+            return settings()
+
+        task.settings = pixels.render(task.latents, request.tiles, clock, write)
+        task.latents, task.is_done = None, True
         if task.kept and task.is_kept_for_now:
             task.kept.unlink(missing_ok=True)
             task.kept = None
 
-    def _count(self, frames: Tensor) -> Iterator[Tensor]:
-        """The frames one by one, with progress, and a chance to stop before each."""
-        for index, frame in enumerate(frames):
-            self.host.check_interrupt()
-            yield frame
-            self.host.step(index + 1, len(frames))
+    def _one_by_one(self, parts: Iterator[Tensor], total: int) -> Iterator[Tensor]:
+        """The frames of all parts, with a chance to stop before each. Once all are decoded, writing has a bar."""
+        done = 0
+        for part in parts:
+            done += len(part)
+            is_last = done == total
+            if is_last:
+                self.host.stage(STAGES["write"].title, len(part))
+            for index, frame in enumerate(part):
+                self.host.check_interrupt()
+                yield frame
+                if is_last:
+                    self.host.step(index + 1, len(part))
+            del part
 
-    def _tell(self, task: Task, frames: Tensor) -> None:
+    def _tell(self, task: Task) -> None:
         self.progress.close()
-        count, height, width = frames.shape[:3]
-        total = duration(sum(task.seconds.values()))
-        self.console.say(f"{task.output}  ({count} frames of {width} x {height}, seed {task.seed}, {total})")
+        request, total = task.request, duration(sum(task.seconds.values()))
+        self.console.say(
+            f"{task.output}  ({request.frames} frames of {request.width} x {request.height}, seed {task.seed}, {total})"
+        )
 
     @contextmanager
     def _attempt(self, task: Task, loading: Clock | None = None) -> Iterator[Clock]:
@@ -306,6 +336,7 @@ class Renderer:
             task.error = self._with_latents(unexpected(error), task)
         finally:
             task.seconds.update(clock.seconds)
+            task.notices += clock.notices
 
     def _keep(self, task: Task) -> None:
         """Put the latents where they outlive this process: where the user said, else beside the video, else in temp."""
@@ -348,15 +379,21 @@ class Renderer:
             "vae_dtype": str(precision.vae_dtype(device)).removeprefix("torch."),
         }
 
+    def _notices(self, tasks: Sequence[Task]) -> Iterator[Notice]:
+        """Those on a prompt once for all of its videos, then those on the videos."""
+        yield from self.encoding_notices
+        for _, same in groupby(tasks, key=lambda task: task.texts):
+            yield from next(same).prompt_notices
+        for task in tasks:
+            yield from task.notices
+
     def _report(self, tasks: Sequence[Task], failure: HyvError | None) -> int:
         """failure: what ended the run, if that is no task's."""
         failed = [task for task in tasks if task.error]
         report: dict[str, Any] = {
             "videos": [task.describe() for task in tasks if task.is_done],
             "failed": [task.describe() for task in failed],
-            "warnings": [
-                warning for _, same in groupby(tasks, key=lambda task: task.texts) for warning in next(same).warnings
-            ],
+            "warnings": [asdict(notice) for notice in self._notices(tasks)],
             "seconds": round(time.perf_counter() - self._begin, 3),
         }
         if self.loras:

@@ -1,4 +1,4 @@
-"""Stages by name: how long each took, and what to try when memory runs out in it."""
+"""Stages by name: how long each took, what to try when memory runs out in it, and what there is to know of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import OutOfMemory
 from ..host import Host
+from .notices import Notice
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,7 @@ class Stage:
 
 
 _LESS_VIDEO = "Make the video smaller or shorter (--width, --height, --frames)"
-_SMALLER_TILES = (
-    f"Decode in tiles, or in smaller ones (--tiles reference, --tiles 128). {_LESS_VIDEO} if that is not enough."
-)
+_SMALLER_TILES = f"Let the VAE compute in 16 bits (--vae-dtype float16) or close other programs. {_LESS_VIDEO}."
 
 STAGES = {
     "load_text": Stage("loading text encoders", "Use text encoders stored in 16 bits or less, or --device cpu."),
@@ -45,14 +44,21 @@ class Clock:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._inner = 0.0  # seconds of the stages inside the one that runs
         self.seconds: dict[str, float] = {}
+        self.notices: list[Notice] = []
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Run a stage of STAGES. Raises OutOfMemory for what PyTorch and Python say when memory runs out."""
+    def stage(self, name: str, is_told: bool = True) -> Iterator[None]:
+        """Run a stage of STAGES, or go on with one. Raises OutOfMemory for what PyTorch and Python say when memory
+        runs out.
+
+        A stage inside another is not counted as the other's time. is_told: announce it to the host.
+        """
         self._host.check_interrupt()
-        if name != "sample":  # the sampling loop announces itself, with its number of steps
+        if is_told and name != "sample":  # the sampling loop announces itself, with its number of steps
             self._host.stage(STAGES[name].title, 0)
+        outer, self._inner = self._inner, 0.0
         begin = time.perf_counter()
         try:
             yield
@@ -63,7 +69,9 @@ class Clock:
             raise OutOfMemory(f"Memory ran out while {STAGES[name].title} ({reason}). {STAGES[name].advice}") from error
         finally:
             spent = time.perf_counter() - begin
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+            own = spent - self._inner
+            self._inner = outer + spent
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + own, 3)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

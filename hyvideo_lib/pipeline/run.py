@@ -14,9 +14,10 @@ from .caches import check_cache
 from .clock import Clock
 from .files import Files, check_files
 from .loras import check_loras
+from .notices import Notice
 from .precision import Precision
 from .request import GenerateRequest
-from .stages import Notice, PixelStage, SampleStage, TextStage
+from .stages import PixelStage, SampleStage, TextStage
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,4 +60,4 @@ def generate(
         latents = torch.cat([sample(request, texts, seed, clock, start) for seed in request.seeds])
     with closing(PixelStage(files.vae, precision, host, clock)) as pixels:
         frames = torch.stack([pixels.decode(row, request.tiles, clock) for row in latents.split(1)])
-    return Result(frames, latents, request.seeds, clock.seconds, texts.warnings)
+    return Result(frames, latents, request.seeds, clock.seconds, (*texts.warnings, *clock.notices))

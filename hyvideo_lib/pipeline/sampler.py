@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from ..geometry import SPATIAL_COMPRESSION, align_up
 from ..host import Host
 from ..lora import LoraUse, attach, lora_bytes
 from ..memory import BlockSwap, Offloader
-from ..memory.estimate import transformer_bytes
+from ..memory.estimate import choose_lean, transformer_bytes
 from ..memory.memo import KEPT
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
-from ..transformer import HunyuanVideoTransformer, RopeSettings, TransformerConfig
+from ..transformer import HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
+from ..transformer.ops import Linear
 
 
 def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None = None) -> Offloader:
@@ -81,7 +82,7 @@ class SampleRun:
     positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
-    computes all.
+    computes all. lean: how far the blocks' working memory is cut down.
     """
 
     model: HunyuanVideoTransformer
@@ -96,29 +97,56 @@ class SampleRun:
     source: Offloader | None = None
     loras: tuple[LoraUse, ...] = ()
     cache: CacheConfig | None = None
+    lean: LeanConfig = field(default_factory=LeanConfig)
 
     @property
     def config(self) -> TransformerConfig:
         return self.model.config
 
+    def fitted(self, latent_shape: tuple[int, int, int], room: int | None) -> SampleRun:
+        """The same run, its blocks as lean as the device asks for, for latents of (T, H, W).
+
+        room: bytes of the device for weights and work together; None is without bound. All weights stay if the work
+        fits beside them; else it takes up to half of the room and blocks make way.
+        """
+        if room is None:
+            return self
+        weights = self.source.num_bytes if self.source else 0
+        free = max(room - weights, room // 2) - self._other_bytes(latent_shape)
+        return replace(self, lean=choose_lean(self.config, self._tokens(latent_shape), *self._widths(), free))
+
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
         """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulating vectors."""
-        sides = zip(latent_shape, self.config.patch_size, strict=True)
-        tokens = self.positive.text_embeds.shape[1]
+        sizes = self.config.hidden_size, self.config.mlp_ratio, self._tokens(latent_shape)
+        return transformer_bytes(*sizes, *self._widths(), self.lean) + self._other_bytes(latent_shape)
+
+    def _image_tokens(self, latent_shape: tuple[int, int, int]) -> int:
         image = 1
-        for side, patch in sides:
+        for side, patch in zip(latent_shape, self.config.patch_size, strict=True):
             image *= align_up(side, patch) // patch
+        return image
+
+    def _tokens(self, latent_shape: tuple[int, int, int]) -> int:
+        """Tokens of image and text."""
+        return self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
+
+    def _widths(self) -> tuple[int, int]:
+        """(bytes of a number, items of a batch)."""
+        return self.model.compute_dtype.itemsize, 2 if self.guidance.uses_cfg and self.guidance.batched else 1
+
+    def _other_bytes(self, latent_shape: tuple[int, int, int]) -> int:
+        """What is beside the blocks' own work."""
         item_size = self.model.compute_dtype.itemsize
-        work = transformer_bytes(
-            self.config.hidden_size,
-            self.config.mlp_ratio,
-            image + tokens,
-            item_size,
-            batch=2 if self.guidance.uses_cfg and self.guidance.batched else 1,
-        )
         branches = 2 if self.guidance.uses_cfg else 1
+        image = self._image_tokens(latent_shape)
         kept = self.cache.device_bytes(self.config.hidden_size, image, item_size, branches) if self.cache else 0
-        return work + lora_bytes(self.loras, item_size) + self._memo_bytes(item_size) + kept
+        return lora_bytes(self.loras, item_size) + self._memo_bytes(item_size) + self._cast_bytes(item_size) + kept
+
+    def _cast_bytes(self, item_size: int) -> int:
+        """The largest weight that is cast when it is used, which is a copy for as long as that takes."""
+        linears = [layer for block in self.model.blocks for layer in block.modules() if isinstance(layer, Linear)]
+        cast = [layer for layer in linears if _rests_otherwise(layer, self.model.compute_dtype)]
+        return max((layer.in_features * layer.out_features for layer in cast), default=0) * item_size
 
     def _memo_bytes(self, item_size: int) -> int:
         """The modulating vectors of all steps, and the largest of the layers that make them."""
@@ -220,5 +248,12 @@ class SampleRun:
             host=self.host,
             source=self.source,
             cache=cache,
+            lean=self.lean,
         )
         return velocity
+
+
+def _rests_otherwise(layer: Linear, dtype: torch.dtype) -> bool:
+    """Whether the layer's weight is in another dtype than `dtype`, or in parts."""
+    weight = getattr(layer, "weight", None)
+    return weight is None or weight.dtype != dtype

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,30 +17,27 @@ from ..caches import CacheReport, StepCache
 from ..checkpoint import load_text_encoder, load_transformer, load_vae
 from ..errors import WrongKind
 from ..finite import check_finite
+from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..host import Host
 from ..lora import LoraUse
 from ..memory import BlockSwap, free_device_bytes
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles
-from ..video import frames_from_pixels, pixels_from_frames, warn_if_flat
-from .clock import Clock
+from ..video import FlatWatch, frames_from_pixels, pixels_from_frames
+from .clock import STAGES, Clock
 from .files import Files, vae_scaling
 from .loras import LoraChoice, load_loras
+from .notices import Notice
 from .precision import Precision
 from .request import GenerateRequest
 from .sampler import SampleRun, offload_transformer
 from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
+from .tiles import TilesChoice, VAEWork, free_bytes
 
 logger = logging.getLogger("hyvideo")
 
-
-@dataclass(frozen=True)
-class Notice:
-    """Something the user should know though the run goes on; `code` is stable."""
-
-    code: str
-    message: str
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,20 +161,22 @@ class SampleStage:
                 request.cache,
             )
             step_cache = step_cache or run.start_cache(request.latent_shape)
-            self._load(run.working_bytes(request.latent_shape))
-            latents = run.make(start, seed, step_cache=step_cache)
+            latents = self._load(run, request.latent_shape).make(start, seed, step_cache=step_cache)
             self.cache_report = step_cache.report if step_cache and request.cache else None
             return latents
 
-    def _load(self, working_bytes: int) -> None:
-        """Bring the model to the device, of its blocks as many as leave room for the work."""
+    def _load(self, run: SampleRun, latent_shape: tuple[int, int, int]) -> SampleRun:
+        """Bring the model to the device, of its blocks as many as leave room for the work; the run as it fits."""
         device = self._host.device
-        self._host.request_memory(self._offloader.num_bytes + working_bytes)
+        self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
         free = free_device_bytes(device)
-        budget = None if free is None else max(0, free + self._offloader.loaded_bytes - working_bytes)
-        self._offloader.load(device, budget)
+        room = None if free is None else free + self._offloader.loaded_bytes
+        run = run.fitted(latent_shape, room)
+        self._offloader.load(device, None if room is None else max(0, room - run.working_bytes(latent_shape)))
         if self._offloader.num_swapped:
             logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)
+        logger.info("heads attend in %d groups", run.lean.head_groups)
+        return run
 
     def _read_loras(self, choices: tuple[LoraChoice, ...]) -> tuple[LoraUse, ...]:
         """The LoRAs of a request; they stay for the next one with the same."""
@@ -201,33 +202,112 @@ class PixelStage:
                 vae_file, compute_dtype=precision.vae_dtype(host.device), device=host.device
             )
 
-    def decode(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
-        """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W].
+    def decode(self, latents: Tensor, tiles: TilesChoice, clock: Clock) -> Tensor:
+        """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W]. Raises as `stream`."""
+        size = _video_size(latents)
 
+        def collect(parts: Iterator[Tensor], tiles: Tiles | None) -> Tensor:
+            frames, done = torch.empty(*size, 3, dtype=torch.uint8), 0
+            for part in parts:
+                frames[done : done + len(part)] = part
+                done += len(part)
+            return frames
+
+        return self.render(latents, tiles, clock, collect)
+
+    def render(
+        self,
+        latents: Tensor,
+        tiles: TilesChoice,
+        clock: Clock,
+        make: Callable[[Iterator[Tensor], Tiles | None], Result],
+    ) -> Result:
+        """make(parts, tiles): what becomes of the parts of `stream`. Called again with smaller tiles, and a notice,
+        when memory runs out. Raises as `stream`, and what make raises.
+        """
+        return self._in_tiles(
+            "decode", tiles, _video_size(latents), clock, lambda tiles: make(self.stream(latents, tiles, clock), tiles)
+        )
+
+    def _in_tiles(
+        self,
+        stage: str,
+        choice: TilesChoice,
+        video: tuple[int, int, int],
+        clock: Clock,
+        attempt: Callable[[Tiles | None], Result],
+    ) -> Result:
+        device = self._host.device
+        work = VAEWork.of(self._vae, self._vae.config, *video)
+
+        def tell(message: str) -> None:
+            logger.warning("%s", message)
+            clock.notices.append(Notice("smaller_tiles", message))
+
+        return work.run(
+            attempt,
+            work.choose(choice, free_bytes(device)),
+            STAGES[stage].title,
+            STAGES[stage].advice,
+            tell,
+            lambda: free_memory(device),
+            lambda: free_bytes(device),
+        )
+
+    def stream(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Iterator[Tensor]:
+        """The bytes of `decode` in parts [n, H, W, 3], each as soon as its frames are final.
+
+        Only the time spent in here counts as decoding. A video that shows nothing is told after its last frame.
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
         check_finite(latents, "latents", "The latents to decode")
-        with clock.stage("decode"):
-            pixels = self._vae.decode(latents.to(self._host.device), tiles, self._host)
-            check_finite(pixels, "decode", "The decoded pixels")
-            frames = frames_from_pixels(pixels[0])
-        warn_if_flat(frames)
-        return frames
+        spans = self._vae.decode_spans(latents.to(self._host.device), tiles, self._host)
+        watch, is_first = FlatWatch(), True
+        while True:
+            with clock.stage("decode", is_told=is_first):
+                part = _next_frames(spans)
+            if part is None:
+                break
+            is_first = False
+            watch.look(part)
+            yield part
+            del part
+        watch.warn()
 
-    def encode(self, frames: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
+    def encode(self, frames: Tensor, tiles: TilesChoice, clock: Clock) -> Tensor:
         """Unscaled latents [1, C, T, H, W], float32, on the CPU (the posterior's mean) of bytes [F, H, W, 3].
 
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
-        with clock.stage("encode_video"):
-            pixels = pixels_from_frames(frames)[None]
-            latents = self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
+
+        def attempt(tiles: Tiles | None) -> Tensor:
+            with clock.stage("encode_video"):
+                pixels = pixels_from_frames(frames)[None]
+                return self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
+
+        count, height, width = frames.shape[:3]
+        latents = self._in_tiles("encode_video", tiles, (count, height, width), clock, attempt)
         check_finite(latents, "encode", "The encoded latents")
         return latents
 
     def close(self) -> None:
         del self._vae
         free_memory(self._host.device)
+
+
+def _video_size(latents: Tensor) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of latents [1, C, T, H, W]."""
+    frames, height, width = latents.shape[2:]
+    return pixel_frames(frames), height * SPATIAL_COMPRESSION, width * SPATIAL_COMPRESSION
+
+
+def _next_frames(spans: Iterator[Tensor]) -> Tensor | None:
+    """The next span as bytes [n, H, W, 3] on the CPU; None after the last. Raises NonFiniteOutput."""
+    pixels = next(spans, None)
+    if pixels is None:
+        return None
+    check_finite(pixels, "decode", "The decoded pixels")
+    return frames_from_pixels(pixels[0])
 
 
 def _prompt_cut(cut: int) -> Notice:

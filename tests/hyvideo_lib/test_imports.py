@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "buckets": {"errors"},
     "atomic": {"errors"},
     "attention": {"errors", "host"},
-    "memory": GROUND,
+    "memory": GROUND | {"transformer"},  # sizes from its config, and how lean its blocks are
     "transformer": GROUND | {"attention"},
     "vae": GROUND | {"attention"},
     "text": GROUND,

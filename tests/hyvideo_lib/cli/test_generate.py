@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hyvideo_lib.cli import main
+from hyvideo_lib.memory import fit
 from hyvideo_lib.pipeline import load_latents
+from hyvideo_lib.vae import CausalVideoVAE
 from hyvideo_lib.video import read_frames, read_settings
 
 PROMPT = "a red circle moving left"
@@ -333,6 +335,36 @@ def test_tile_options_reach_the_vae(generate):
     assert not torch.equal(whole, small)
     assert read_settings(Path("small.mp4"))["tiles"] == {"size": 32, "frames": 64, "overlap": 0.25}
     assert read_settings(Path("whole.mp4"))["tiles"] is None
+
+
+def test_tiles_that_fit_are_chosen_and_written_down(generate):
+    answer = generate(PROMPT, "--tiles", "fit", "--out", "a.mp4")
+    assert answer.code == 0
+    assert read_settings(Path("a.mp4"))["tiles"] is None  # in one piece
+    assert generate(PROMPT, "--tiles", "fit", "--tile-frames", 16).error == "invalid_tiles"
+
+
+def test_smaller_tiles_follow_when_memory_runs_out_and_the_file_says_which(generate, monkeypatch):
+    monkeypatch.setattr(fit, "SIZES", (64, 32))
+    pixels, left = CausalVideoVAE.pixels, [2]
+
+    def fail(self, tile):
+        left[0] -= 1
+        if left[0] == 0:  # in the second span, when the first is in ffmpeg's hands
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return pixels(self, tile)
+
+    size = ["--width", 64, "--height", 32, "--frames", 25]
+    monkeypatch.setattr(CausalVideoVAE, "pixels", fail)
+    answer = generate(PROMPT, *size, "--tiles", 64, "--tile-frames", 16, "--out", "a.mp4")
+    assert answer.code == 0
+    (video,) = answer.report["videos"]
+    assert [warning["code"] for warning in video["warnings"]] == ["smaller_tiles"]
+    assert answer.report["warnings"] == video["warnings"]
+    tiles = read_settings(Path("a.mp4"))["tiles"]
+    assert tiles == video["settings"]["tiles"] == {"size": 32, "frames": 16, "overlap": 0.25}
+    generate(PROMPT, *size, "--tiles", 32, "--tile-frames", 16, "--out", "b.mp4")
+    assert torch.equal(*(read_frames(Path(name), 64, 32, 25, 24) for name in ("a.mp4", "b.mp4")))
 
 
 def test_fp8_storage_and_bf16_compute_can_be_asked_for(generate):
