@@ -142,12 +142,24 @@ def test_a_joined_tensor_of_a_wrong_shape_names_its_parts(tmp_path: Path) -> Non
     )
 
 
-def test_sizes_that_do_not_fit_say_where_they_may_stand(tmp_path: Path) -> None:
+HEADS_OF_100 = (
+    "The heads are 100 wide, which does not tell how they are split over time, height and width. Give "
+    "config=TransformerConfig(..., rope_axes=(t, h, w)), or store rope_axes in the metadata under 'hyvideo.config'."
+)
+SPLIT_IN_30 = (
+    "Its sizes do not fit together: hidden_size 3072 cannot be split into 30 heads. What tensors cannot tell may stand "
+    "in the metadata under 'hyvideo.config', or be given as config."
+)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"), [({}, HEADS_OF_100), ({"hyvideo.config": '{"rope_axes": [20, 40, 40]}'}, SPLIT_IN_30)]
+)
+def test_sizes_that_do_not_fit_say_where_they_may_stand(tmp_path: Path, metadata, reason: str) -> None:
     entries = released("tencent_transformer_t2v")
     entries["double_blocks.0.img_attn_q_norm.weight"] = ([100], "bfloat16")
-    report = report_of(tmp_path, entries)
-    assert not report.supported
-    assert report.config is None
+    report = inspect_file(headers.write_safetensors(tmp_path / "model.safetensors", entries, metadata))
+    assert (report.supported, report.config, report.reason) == (False, None, reason)
 
 
 def test_something_else_in_the_file_is_counted(tmp_path: Path) -> None:
