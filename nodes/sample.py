@@ -116,6 +116,7 @@ class Sampler(io.ComfyNode):
         )
         run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
         comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
+        run = run.attending(model.attention, given.shape[2:])
         seeds = consecutive_seeds(seed, len(given))
         videos = [run.make(given[i : i + 1], seed, masks and masks[i]) for i, seed in enumerate(seeds)]
         rest = {key: value for key, value in latents.items() if key not in ("samples", "noise_mask")}

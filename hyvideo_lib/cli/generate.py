@@ -148,6 +148,7 @@ def _generate(options: Namespace, console: Console) -> int:
     if start.latents is not None:
         check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
     loras = check_loras(request.loras, reports["transformer"])
+    precision.check_attention(device, reports["transformer"].config or {})
     console.note(f"Seed {request.seed}")
     renderer = Renderer(files, precision, device, console, options.force, loras, swap_options(options))
     return renderer.render(tasks, start.latents, start.video)

@@ -214,7 +214,11 @@ class Renderer:
                     self.console.note(f"{task.output.name}: {task.request.prompt} (seed {task.seed})")
                 with self._attempt(task, loading) as clock:
                     task.latents = sample(task.request, task.texts, task.seed, clock, start)
-                    task.settings = {**task.request.settings(task.seed), **self._surroundings()}
+                    task.settings = {
+                        **task.request.settings(task.seed),
+                        **self._surroundings(),
+                        "attention": sample.attention,
+                    }
                     self._keep(task)
 
     def _decode(self, videos: Sequence[Task]) -> None:

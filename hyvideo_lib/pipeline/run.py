@@ -47,8 +47,10 @@ def generate(
     before anything is loaded, then OutOfMemory, NonFiniteOutput, and what the host raises when the user cancels.
     """
     request.check()
-    check_loras(request.loras, check_files(files)["transformer"])
+    report = check_files(files)["transformer"]
+    check_loras(request.loras, report)
     host = host or HeadlessHost()
+    precision.check_attention(host.device, report.config or {})
     clock = Clock(host)
     with closing(TextStage(files, precision, host, clock)) as encode:
         texts = encode(request, clock)

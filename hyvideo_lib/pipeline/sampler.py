@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..attention import PLAIN, Attention, Problem, choose_attention
 from ..caches import CacheConfig, StepCache
 from ..geometry import SPATIAL_COMPRESSION, align_up
 from ..host import Host
@@ -82,7 +83,7 @@ class SampleRun:
     positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
-    computes all. lean: how far the blocks' working memory is cut down.
+    computes all. lean: how far the blocks' working memory is cut down. attention: the backend that runs.
     """
 
     model: HunyuanVideoTransformer
@@ -98,6 +99,7 @@ class SampleRun:
     loras: tuple[LoraUse, ...] = ()
     cache: CacheConfig | None = None
     lean: LeanConfig = field(default_factory=LeanConfig)
+    attention: Attention = PLAIN
 
     @property
     def config(self) -> TransformerConfig:
@@ -115,6 +117,16 @@ class SampleRun:
         free = max(room - weights, room // 2) - self._other_bytes(latent_shape)
         tokens = self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
         return replace(self, lean=choose_lean(self.config, tokens, *self._widths(), free))
+
+    def attending(self, name: str, latent_shape: tuple[int, int, int]) -> SampleRun:
+        """The same run with the attention of that name; "auto" may time some, so the device should be ready.
+
+        Raises InvalidSetting, MissingPackage for one that cannot run.
+        """
+        config, device, dtype = self.config, self.host.device, self.model.compute_dtype
+        tokens = self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
+        problem = Problem(device, dtype, config.head_dim, config.num_heads, tokens)
+        return replace(self, attention=choose_attention(name, problem))
 
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
         """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulations, caches."""
@@ -245,6 +257,7 @@ class SampleRun:
             host=self.host,
             source=self.source,
             lean=self.lean,
+            attend_fn=self.attention.attend_fn,
             cache=cache,
         )
         return velocity

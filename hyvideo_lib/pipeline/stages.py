@@ -111,6 +111,9 @@ class SampleStage:
         swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
     ) -> None:
         self._host = host
+        self._attention = precision.attention
+        self.attention = ""
+        """The backend that ran last, by its name."""
         with clock.stage("load_transformer"):
             host.request_memory(_file_size(files.transformer))
             self._model = load_transformer(
@@ -150,7 +153,10 @@ class SampleStage:
                 self._offloader,
                 self._read_loras(request.loras),
             )
-            return self._load(run, request.latent_shape).make(start, seed)
+            run = self._load(run, request.latent_shape).attending(self._attention, request.latent_shape)
+            self.attention = run.attention.name
+            logger.info("attention by %s", self.attention)
+            return run.make(start, seed)
 
     def _load(self, run: SampleRun, latent_shape: tuple[int, int, int]) -> SampleRun:
         """Bring the model to the device, of its blocks as many as leave room for the work; the run as it fits."""
