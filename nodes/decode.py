@@ -81,7 +81,7 @@ def run_in_tiles(
     choice: the three widgets. video: what is decoded or encoded. Raises OutOfMemory.
     """
     device = handle.managed.load_device
-    work = VAEWork.of(handle.vae, handle.vae.config, *video)
+    work = VAEWork.of(handle.vae, *video)
 
     def free() -> int:
         weights = int(handle.managed.model_size() - handle.managed.loaded_size())
@@ -101,11 +101,11 @@ def run_in_tiles(
 
 def choose_tiles(work: VAEWork, mode: str, size: int, frames: int, free: Callable[[], int]) -> Tiles | None:
     """The tiles of a mode; None is uncut. free: asked for bytes where it matters."""
-    if mode == "custom":
-        return Tiles(size, frames)
     if mode == "fit":
         return work.choose(FIT, free())
-    return Tiles() if mode == "reference" else None
+    if mode == "custom":
+        return work.choose(Tiles(size, frames), None)
+    return work.choose(Tiles() if mode == "reference" else None, None)
 
 
 @contextmanager

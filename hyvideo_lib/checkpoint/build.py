@@ -17,9 +17,9 @@ from torch import Tensor
 from ..errors import InvalidSetting, UnsupportedFile, WrongKind
 from ..quant import FP8_DTYPES, Fp8MatmulLinear, install, probe_fp8_matmul, restore
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
-from ..vae import CausalVideoVAE, VAEConfig
+from ..vae import CausalVideoVAE, TinyVAE, TinyVAEConfig, VAEConfig
 from .assemble import assemble, use_joined
-from .blueprint import build_meta_transformer, build_meta_vae
+from .blueprint import build_meta_tiny_vae, build_meta_transformer, build_meta_vae
 from .detect import Findings, examine
 from .folder import map_header, open_header
 from .scale_map import read_scale_map
@@ -77,12 +77,26 @@ def load_vae(
     """A VAE from a file, or the folder, the index or a shard of a checkpoint in parts, in any known layout.
 
     Its weights are small beside its activations, so they rest in what they are multiplied in, compute_dtype;
-    storage_dtype may only repeat that. Raises as `load_transformer`.
+    storage_dtype may only repeat that. Raises as `load_transformer`; UnsupportedFile for a tiny VAE.
     """
-    check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
     check_dtype("storage_dtype of a VAE", storage_dtype, (compute_dtype,))
+    vae = load_any_vae(path, compute_dtype, device, config)
+    if not isinstance(vae, CausalVideoVAE):
+        raise UnsupportedFile(f"{Path(path).name} is a tiny VAE, which only decodes previews. Give HunyuanVideo's own.")
+    return vae
+
+
+def load_any_vae(
+    path: PathLike,
+    compute_dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    config: VAEConfig | TinyVAEConfig | None = None,
+) -> CausalVideoVAE | TinyVAE:
+    """The VAE, or the tiny one for previews (TAEHV), whichever the file holds. Raises as `load_transformer`."""
+    check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
     findings = recognise(path, ("vae",), config)
-    vae = build_meta_vae(findings.config)
+    is_tiny = isinstance(findings.config, TinyVAEConfig)
+    vae = build_meta_tiny_vae(findings.config) if is_tiny else build_meta_vae(findings.config)
     tensors = assemble(map_header(findings.file_header), findings.sources)
     vae.load_state_dict({name: tensors[name].to(compute_dtype) for name in vae.state_dict()}, strict=True, assign=True)
     return vae.requires_grad_(False).eval().to(device)

@@ -149,6 +149,11 @@ def _generate(options: Namespace, console: Console) -> int:
     reports = check_files(files)
     if start.latents is not None:
         check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
+    if start.video is not None and reports["vae"].variant == "taehv":
+        raise InvalidSetting(
+            f"--input-video needs a VAE that encodes, and {files.vae.name} only decodes previews. Give HunyuanVideo's "
+            "own as --vae, or begin with latents (--input-latents)."
+        )
     loras = check_loras(request.loras, reports["transformer"])
     check_cache(request.cache, reports["transformer"], request.width * request.height)
     precision.check_attention(device, reports["transformer"].config or {})

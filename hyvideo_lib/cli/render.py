@@ -286,7 +286,8 @@ class Renderer:
             def settings() -> dict[str, Any]:
                 seconds = {**task.seconds, **clock.seconds}
                 seconds.pop("write", None)  # those cannot stand in what is written
-                return {**task.settings, "tiles": tiles_settings(tiles), "seconds": seconds}
+                decoded = {"tiles": tiles_settings(tiles), "preview": pixels.is_preview}
+                return {**task.settings, **decoded, "seconds": seconds}
 
             frames, size = self._one_by_one(parts, request.frames), (request.width, request.height)
             with clock.stage("write", is_told=False):

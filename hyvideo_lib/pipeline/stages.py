@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..caches import CacheReport, StepCache
-from ..checkpoint import load_text_encoder, load_transformer, load_vae
+from ..checkpoint import load_any_vae, load_text_encoder, load_transformer
 from ..errors import WrongKind
 from ..finite import check_finite
 from ..geometry import SPATIAL_COMPRESSION, pixel_frames
@@ -23,7 +23,7 @@ from ..lora import LoraUse
 from ..memory import BlockSwap, free_device_bytes
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
-from ..vae import CausalVideoVAE, Tiles
+from ..vae import CausalVideoVAE, Tiles, TinyVAE
 from ..video import FlatWatch, frames_from_pixels, pixels_from_frames
 from .clock import STAGES, Clock
 from .files import Files, vae_scaling
@@ -198,15 +198,19 @@ class SampleStage:
 
 
 class PixelStage:
-    """The VAE, both ways."""
+    """The VAE, both ways; or the tiny one, which only decodes, for previews."""
 
     def __init__(self, vae_file: Path, precision: Precision, host: Host, clock: Clock) -> None:
         self._host = host
         with clock.stage("load_vae"):
             host.request_memory(_file_size(vae_file))
-            self._vae: CausalVideoVAE = load_vae(
+            self._vae: CausalVideoVAE | TinyVAE = load_any_vae(
                 vae_file, compute_dtype=precision.vae_dtype(host.device), device=host.device
             )
+
+    @property
+    def is_preview(self) -> bool:
+        return isinstance(self._vae, TinyVAE)
 
     def decode(self, latents: Tensor, tiles: TilesChoice, clock: Clock) -> Tensor:
         """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W]. Raises as `stream`."""
@@ -244,7 +248,7 @@ class PixelStage:
         attempt: Callable[[Tiles | None], Result],
     ) -> Result:
         device = self._host.device
-        work = VAEWork.of(self._vae, self._vae.config, *video)
+        work = VAEWork.of(self._vae, *video)
 
         def tell(message: str) -> None:
             logger.warning("%s", message)

@@ -11,7 +11,7 @@ from hyvideo_lib.attention import BACKENDS, Backend
 from hyvideo_lib.cli import main
 from hyvideo_lib.memory import fit
 from hyvideo_lib.pipeline import load_latents
-from hyvideo_lib.vae import CausalVideoVAE
+from hyvideo_lib.vae import CausalVideoVAE, TinyVAE, TinyVAEConfig
 from hyvideo_lib.video import read_frames, read_settings
 
 PROMPT = "a red circle moving left"
@@ -366,6 +366,19 @@ def test_smaller_tiles_follow_when_memory_runs_out_and_the_file_says_which(gener
     assert tiles == video["settings"]["tiles"] == {"size": 32, "frames": 16, "overlap": 0.25}
     generate(PROMPT, *size, "--tiles", 32, "--tile-frames", 16, "--out", "b.mp4")
     assert torch.equal(*(read_frames(Path(name), 64, 32, 25, 24) for name in ("a.mp4", "b.mp4")))
+
+
+def test_a_tiny_vae_decodes_previews_and_the_file_says_so(generate):
+    torch.manual_seed(0)
+    save_file(TinyVAE(TinyVAEConfig((8, 6, 4, 4))).state_dict(), "taehv.safetensors")
+    answer = generate(PROMPT, "--vae", "taehv.safetensors", "--out", "a.mp4")
+    assert answer.code == 0
+    assert read_frames(Path("a.mp4"), 32, 32, 9, 24).shape == (5, 32, 32, 3)
+    settings = read_settings(Path("a.mp4"))
+    assert (settings["preview"], settings["tiles"], settings["files"]["vae"]) == (True, None, "taehv.safetensors")
+    refused = generate(PROMPT, "--vae", "taehv.safetensors", "--input-video", "a.mp4", "--out", "b.mp4")
+    assert (refused.code, refused.error) == (2, "invalid_setting")
+    assert "only decodes previews" in refused.message
 
 
 def test_fp8_storage_and_bf16_compute_can_be_asked_for(generate):
