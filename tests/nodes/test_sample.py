@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+
 import pytest
 import torch
 from graph import run, validate
@@ -175,6 +178,36 @@ def test_cfg_without_a_negative_prompt_is_refused(sample, embeds, errors, pack):
     config = pack.hyvideo_lib.sampling.GuidanceConfig(cfg_scale=3.0)
     with pytest.raises(errors.InvalidGuidance, match=r"negative prompt.*\[invalid_guidance\]$"):
         sample(embeds=only, guidance_options=config)
+
+
+@pytest.mark.parametrize("method", ["teacache", "first_block", "easycache", "magcache"])
+def test_a_cache_skips_steps_and_says_so_on_the_node(sample, plain, pack, texts, method):
+    config = pack.hyvideo_lib.caches.CacheConfig
+    assert torch.equal(sample(cache=config(method, 0.0))[0]["samples"], plain)
+    said = texts()
+    assert said[-1] == "skipped 0 of 3 steps"
+    found = sample(steps=8, cache=config(method, 0.5))[0]["samples"]
+    told = texts()[-1]
+    assert re.fullmatch(r"skipped [1-6] of 8 steps", told)
+    assert found.isfinite().all()
+    assert not torch.equal(found, sample(steps=8)[0]["samples"])
+
+
+def test_every_video_of_a_batch_has_a_cache_of_its_own(sample, pack, texts):
+    config = pack.hyvideo_lib.caches.CacheConfig("teacache", 0.3)
+    both = sample(seed=1, steps=6, cache=config, latents={"samples": torch.zeros(2, 16, 2, 4, 4)})[0]["samples"]
+    assert texts()[-1].count("of 6 steps") == 2
+    single = [sample(seed=seed, steps=6, cache=config)[0]["samples"] for seed in (1, 2)]
+    assert torch.equal(both, torch.cat(single))
+
+
+def test_magcache_is_refused_for_a_model_without_ratios(sample, model, pack, errors):
+    curve = pack.hyvideo_lib.caches.MagCurve((1.0, 0.5), (1.0,))
+    config = pack.hyvideo_lib.caches.CacheConfig
+    sample(cache=config("magcache", curve=curve))  # the user's own
+    begin = config("magcache").begin_run
+    with pytest.raises(errors.InvalidSetting, match="there are none for a transformer of width 5"):
+        begin([1.0, 0.0], (5, 1, 1), 64)
 
 
 # Refusals
@@ -354,3 +387,18 @@ def test_a_small_card_keeps_blocks_at_home_and_gives_the_same_video(sample, plai
     assert torch.equal(sample()[0]["samples"], plain)
     assert 0 < model.managed.loaded_size() < model.managed.model_size()
     assert model.offloader.num_swapped > 0
+
+
+# Attention
+
+
+def test_the_models_attention_is_what_runs(pack, sample, plain, monkeypatch):
+    theirs = importlib.import_module("comfy.ldm.modules.attention")
+    calls = []
+    original = theirs.optimized_attention
+    monkeypatch.setattr(theirs, "optimized_attention", lambda *a, **k: calls.append(1) or original(*a, **k))
+    model = run(pack.nodes.load.LoadTransformer, attention="comfyui")[0]
+    calls.clear()
+    found = sample(model=model)[0]["samples"]
+    assert calls
+    assert (found - plain).abs().max() <= 1e-4
