@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import vae_seams
 from benchmarks.measure import compare, working_memory
 from benchmarks.random_file import QUICK, write_random
 from benchmarks.rows import OURS, Measurement, ratio_row, table
 from hyvideo_lib.checkpoint import inspect_file, load_transformer
+from hyvideo_lib.vae import Tiles
 
 COMMON = {"benchmark", "case", "side", "kind", "date", "device", "threads", "quick", "hardware"}
 BY_KIND = {
@@ -45,7 +47,8 @@ def test_every_case_has_both_sides_and_a_ratio_of_equal_results(name: str, capsy
         assert set(row) >= COMMON | BY_KIND[row["kind"]]
         by_case.setdefault(row["case"], []).append(row["side"])
     assert len(by_case) >= 2
-    assert all(sides == [OURS, "diffusers", "ratio"] for sides in by_case.values())
+    for case, sides in by_case.items():
+        assert sides == [OURS, "whole" if "to bytes" in case else "diffusers", "ratio"]
     assert all(row["output_difference"] < 1e-4 for row in rows if row["side"] == "ratio")
     assert all(row["working_memory_bytes"] > 0 for row in rows if row["kind"] == "measured")
 
@@ -150,3 +153,15 @@ def test_a_ratio_pairs_the_rounds() -> None:
 def test_the_table_shows_a_skipped_side_with_its_reason() -> None:
     rows = [{"benchmark": "load", "case": "c", "side": "peer", "kind": "skipped", "skipped": "not installed"}]
     assert "not installed" in table(rows)
+
+
+def test_the_seams_are_measured_with_every_kind_of_statistics() -> None:
+    rows = list(vae_seams.rows_of(vae_seams.wide_case(True)))
+    assert [row["statistics"] for row in rows] == ["own", "small", "tile", "mean", "whole"]
+    assert all(-50 < row[where] < 100 for row in rows for where in ("psnr_joins", "psnr_elsewhere"))
+
+
+def test_joins_are_where_tiles_overlap() -> None:
+    mask = vae_seams.joins(Tiles(32, 64), 56, 24)
+    assert mask[:, 0].tolist() == [24 <= y < 32 or 48 <= y < 56 for y in range(56)]
+    assert mask[0].tolist() == [False] * 24
