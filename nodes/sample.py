@@ -113,6 +113,7 @@ class Sampler(io.ComfyNode):
             rope or RopeSettings(),
             model.offloader,
             model.loras,
+            compiling=model.compiling,
         )
         run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
         comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))

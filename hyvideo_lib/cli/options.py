@@ -87,6 +87,7 @@ def lora_options(options: Namespace, named: Mapping[str, Path] = MappingProxyTyp
 def precision_options(options: Namespace) -> Precision:
     """What the dtype options mean. Raises InvalidSetting."""
     from ..pipeline import Precision
+    from ..transformer import CompileConfig
 
     return Precision(
         options.dtype,
@@ -95,6 +96,7 @@ def precision_options(options: Namespace) -> Precision:
         options.text_dtype,
         fp8_matmul=options.fp8_matmul,
         attention=options.attention,
+        compiling=CompileConfig() if options.compile else None,
     )
 
 

@@ -111,7 +111,7 @@ class SampleStage:
         swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
     ) -> None:
         self._host = host
-        self._attention = precision.attention
+        self._attention, self._compiling = precision.attention, precision.compiling
         self.attention = ""
         """The backend that ran last, by its name."""
         with clock.stage("load_transformer"):
@@ -152,6 +152,7 @@ class SampleStage:
                 request.rope,
                 self._offloader,
                 self._read_loras(request.loras),
+                compiling=self._compiling,
             )
             run = self._load(run, request.latent_shape).attending(self._attention, request.latent_shape)
             self.attention = run.attention.name
