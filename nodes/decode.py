@@ -12,6 +12,7 @@ from ..hyvideo_lib.errors import InvalidSetting, NonFiniteOutput
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..hyvideo_lib.memory.estimate import vae_bytes
 from ..hyvideo_lib.memory.fit import fit_tiles
+from ..hyvideo_lib.pipeline import describe_tiles, measured
 from ..hyvideo_lib.vae import Tiles
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
@@ -128,8 +129,12 @@ class Decode(io.ComfyNode):
         frames, height, width = pixel_frames(samples.shape[2]), *(n * SPATIAL_COMPRESSION for n in samples.shape[3:])
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
         chosen = choose_tiles(vae, tiles, tile_size, tile_frames, (frames, height, width))
-        load_vae_for(vae, (frames, height, width), chosen)
-        videos = [decode_one(vae, row, chosen, host) for row in samples.split(1)]
+        with measured(host.device) as log:
+            load_vae_for(vae, (frames, height, width), chosen)
+            videos = [decode_one(vae, row, chosen, host) for row in samples.split(1)]
+            log.tiles = describe_tiles(chosen)
+        assert log.report is not None
+        host.say(log.report.describe())
         return io.NodeOutput(videos[0] if len(videos) == 1 else torch.cat(videos))
 
 

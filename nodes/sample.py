@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..hyvideo_lib.errors import InvalidGuidance, InvalidSetting, InvalidSize
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION
-from ..hyvideo_lib.pipeline import SampleRun
+from ..hyvideo_lib.pipeline import SampleRun, measured
 from ..hyvideo_lib.sampling import (
     SOLVERS,
     GuidanceConfig,
@@ -114,9 +114,15 @@ class Sampler(io.ComfyNode):
             model.offloader,
             model.loras,
         )
-        comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
         seeds = consecutive_seeds(seed, len(given))
-        videos = [run.make(given[i : i + 1], seed, masks and masks[i]) for i, seed in enumerate(seeds)]
+        before = model.offloader.traffic
+        with measured(host.device) as log:
+            comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
+            videos = [run.make(given[i : i + 1], seed, masks and masks[i]) for i, seed in enumerate(seeds)]
+            log.traffic, log.attention = model.offloader.traffic - before, run.attention
+            log.swapped_blocks = model.offloader.num_swapped
+        assert log.report is not None
+        host.say(log.report.describe())
         rest = {key: value for key, value in latents.items() if key not in ("samples", "noise_mask")}
         return io.NodeOutput({**rest, "samples": torch.cat(videos)}, levels)
 

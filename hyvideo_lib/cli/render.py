@@ -30,7 +30,9 @@ from ..pipeline import (
     GenerateRequest,
     PixelStage,
     Precision,
+    RunReport,
     SampleStage,
+    StageReport,
     Texts,
     TextStage,
     check_prompt,
@@ -52,7 +54,7 @@ class Task:
     """One video on its way. `settings` are those that go into its file.
 
     keep: where latents are wanted for good. kept: where they are; for now only, if just until the video is written.
-    texts, latents: what the stages made so far. seconds: per stage.
+    texts, latents: what the stages made so far. stages: the report on each.
     """
 
     request: GenerateRequest
@@ -61,7 +63,7 @@ class Task:
     line: int | None = None
     keep: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, StageReport] = field(default_factory=dict)
     texts: Texts | None = None
     latents: Tensor | None = None
     kept: Path | None = None
@@ -72,6 +74,11 @@ class Task:
     @property
     def warnings(self) -> list[dict[str, str]]:
         return [asdict(notice) for notice in self.texts.warnings] if self.texts else []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Per stage."""
+        return {name: stage.seconds for name, stage in self.stages.items()}
 
     @property
     def label(self) -> str:
@@ -90,6 +97,7 @@ class Task:
         about["latents"] = str(self.kept) if self.kept else None
         if self.is_done:
             about = {"file": str(self.output), **about, "seconds": self.seconds, "settings": self.settings}
+            about["report"] = RunReport(self.stages).to_dict()
         if self.error:
             about["error"] = describe(self.error)
         return {**about, "warnings": self.warnings}
@@ -186,7 +194,7 @@ class Renderer:
             for videos in requests:
                 self._encode(videos, encode, shared)
         for task in tasks:
-            task.seconds = dict(shared.seconds)
+            task.stages = dict(shared.stages)
         for videos in requests:
             self._sample(videos, start)
             self._decode(videos)
@@ -235,7 +243,8 @@ class Renderer:
     def _write(self, task: Task, frames: Tensor, clock: Clock) -> None:
         height, width = frames.shape[1:3]
         # The seconds of writing cannot stand in what is written.
-        settings = {**task.settings, "seconds": {**task.seconds, **clock.seconds}}
+        report = RunReport({**task.stages, **clock.stages})
+        settings = {**task.settings, "seconds": {**task.seconds, **clock.seconds}, "report": report.to_dict()}
         with clock.stage("write"):
             write_video(task.output, self._count(frames), width, height, task.request.fps, settings, self.overwrite)
         task.settings, task.latents, task.is_done = settings, None, True
@@ -260,11 +269,11 @@ class Renderer:
     def _attempt(self, task: Task, loading: Clock | None = None) -> Iterator[Clock]:
         """A part of a task under a clock of its own: what fails in it is the task's error, and ends there unless FATAL.
 
-        loading: a clock whose seconds are this task's as well.
+        loading: a clock whose stages are this task's as well.
         """
         clock = Clock(self.host)
         if loading:
-            task.seconds.update(loading.seconds)
+            task.stages.update(loading.stages)
         try:
             yield clock
         except HyvError as error:
@@ -274,7 +283,7 @@ class Renderer:
         except Exception as error:
             task.error = self._with_latents(unexpected(error), task)
         finally:
-            task.seconds.update(clock.seconds)
+            task.stages.update(clock.stages)
 
     def _keep(self, task: Task) -> None:
         """Put the latents where they outlive this process: where the user said, else beside the video, else in temp."""

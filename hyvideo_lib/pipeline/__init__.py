@@ -10,6 +10,7 @@ from .files import Files, check_file, check_files
 from .latents import check_latents, load_latents, save_latents
 from .loras import LoraChoice, check_loras, load_loras
 from .precision import COMPUTE_DTYPES, DTYPES, Precision
+from .report import RunReport, StageReport, describe_tiles, measured
 from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
 from .sampler import SampleRun, offload_transformer
@@ -28,8 +29,10 @@ __all__ = [
     "PixelStage",
     "Precision",
     "Result",
+    "RunReport",
     "SampleRun",
     "SampleStage",
+    "StageReport",
     "TextStage",
     "Texts",
     "check_file",
@@ -37,10 +40,12 @@ __all__ = [
     "check_latents",
     "check_loras",
     "check_prompt",
+    "describe_tiles",
     "generate",
     "load_embeds",
     "load_latents",
     "load_loras",
+    "measured",
     "offload_transformer",
     "save_embeds",
     "save_latents",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import OutOfMemory
 from ..host import Host
+from .report import StageLog, StageReport, joined, measured
 
 
 @dataclass(frozen=True)
@@ -41,29 +41,38 @@ STAGES = {
 
 
 class Clock:
-    """Seconds per stage. A stage that it runs is announced to the host, and named if memory runs out in it."""
+    """What each stage took. A stage that it runs is announced to the host, and named if memory runs out in it."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.seconds: dict[str, float] = {}
+        self.stages: dict[str, StageReport] = {}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Per stage."""
+        return {name: stage.seconds for name, stage in self.stages.items()}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Run a stage of STAGES. Raises OutOfMemory for what PyTorch and Python say when memory runs out."""
+    def stage(self, name: str) -> Iterator[StageLog]:
+        """Run a stage of STAGES, which may tell of itself in the log.
+
+        Raises OutOfMemory for what PyTorch and Python say when memory runs out.
+        """
         self._host.check_interrupt()
         if name != "sample":  # the sampling loop announces itself, with its number of steps
             self._host.stage(STAGES[name].title, 0)
-        begin = time.perf_counter()
+        log: StageLog | None = None
         try:
-            yield
+            with measured(self._host.device) as log:
+                yield log
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = (str(error).splitlines() or ["no details"])[0]
             raise OutOfMemory(f"Memory ran out while {STAGES[name].title} ({reason}). {STAGES[name].advice}") from error
         finally:
-            spent = time.perf_counter() - begin
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+            if log and log.report:
+                self.stages = joined((self.stages, {name: log.report}))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from .clock import Clock
 from .files import Files, check_files
 from .loras import check_loras
 from .precision import Precision
+from .report import RunReport
 from .request import GenerateRequest
 from .stages import Notice, PixelStage, SampleStage, TextStage
 
@@ -23,6 +24,7 @@ class Result:
     """Videos of one request, one per seed.
 
     frames: bytes [N, F, H, W, 3]. latents: [N, C, T, H/8, W/8], float32, unscaled. seconds: per stage.
+    report: the same and more, per stage.
     """
 
     frames: Tensor
@@ -30,6 +32,7 @@ class Result:
     seeds: list[int]
     seconds: dict[str, float]
     warnings: tuple[Notice, ...]
+    report: RunReport
 
 
 def generate(
@@ -56,4 +59,4 @@ def generate(
         latents = torch.cat([sample(request, texts, seed, clock, start) for seed in request.seeds])
     with closing(PixelStage(files.vae, precision, host, clock)) as pixels:
         frames = torch.stack([pixels.decode(row, request.tiles, clock) for row in latents.split(1)])
-    return Result(frames, latents, request.seeds, clock.seconds, texts.warnings)
+    return Result(frames, latents, request.seeds, clock.seconds, texts.warnings, RunReport(clock.stages))

@@ -71,6 +71,11 @@ class SampleRun:
     def config(self) -> TransformerConfig:
         return self.model.config
 
+    @property
+    def attention(self) -> str:
+        """The backend, for reports."""
+        return "sdpa"
+
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
         """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulating vectors."""
         sides = zip(latent_shape, self.config.patch_size, strict=True)

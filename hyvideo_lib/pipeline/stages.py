@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint import load_text_encoder, load_transformer, load_vae
 from ..errors import WrongKind
 from ..finite import check_finite
 from ..host import Host
 from ..lora import LoraUse
-from ..memory import BlockSwap, free_device_bytes
+from ..memory import BlockSwap, Traffic, free_device_bytes, module_bytes
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles
@@ -25,6 +25,7 @@ from .clock import Clock
 from .files import Files, vae_scaling
 from .loras import LoraChoice, load_loras
 from .precision import Precision
+from .report import describe_tiles
 from .request import GenerateRequest
 from .sampler import SampleRun, offload_transformer
 
@@ -53,10 +54,11 @@ class TextStage:
 
     def __init__(self, files: Files, precision: Precision, host: Host, clock: Clock) -> None:
         self._host = host
-        with clock.stage("load_text"):
+        with clock.stage("load_text") as log:
             load = partial(load_text_encoder, compute_dtype=precision.text_dtype, device=host.device)
             host.request_memory(_file_size(files.llm) + _file_size(files.clip))
             llm, clip = load(files.llm, files.llm_tokenizer), load(files.clip, files.clip_tokenizer)
+            log.traffic = _moved_to(host.device, llm, clip)
         if not isinstance(llm, LlamaTextEncoder) or not isinstance(clip, ClipTextEncoder):
             raise WrongKind("The files of the language model and of the CLIP encoder are interchanged.")
         self._encoders = llm, clip
@@ -113,7 +115,7 @@ class SampleStage:
         start: [1, C, T, H, W], unscaled: latents to begin with, changed as much as the request's strength says.
         Raises NonFiniteOutput, InvalidSetting, OutOfMemory, and what the host raises when the user cancels.
         """
-        with clock.stage("sample"):
+        with clock.stage("sample") as log:
             sigmas = make_sigmas(request.steps, request.shift)
             if start is None:
                 start = torch.zeros(1, self._model.config.out_channels, *request.latent_shape)
@@ -132,8 +134,13 @@ class SampleStage:
                 self._offloader,
                 self._read_loras(request.loras),
             )
-            self._load(run.working_bytes(request.latent_shape))
-            return run.make(start, seed)
+            before = self._offloader.traffic
+            try:
+                self._load(run.working_bytes(request.latent_shape))
+                return run.make(start, seed)
+            finally:
+                log.traffic, log.attention = self._offloader.traffic - before, run.attention
+                log.swapped_blocks = self._offloader.num_swapped
 
     def _load(self, working_bytes: int) -> None:
         """Bring the model to the device, of its blocks as many as leave room for the work."""
@@ -163,11 +170,12 @@ class PixelStage:
 
     def __init__(self, vae_file: Path, precision: Precision, host: Host, clock: Clock) -> None:
         self._host = host
-        with clock.stage("load_vae"):
+        with clock.stage("load_vae") as log:
             host.request_memory(_file_size(vae_file))
             self._vae: CausalVideoVAE = load_vae(
                 vae_file, compute_dtype=precision.vae_dtype(host.device), device=host.device
             )
+            log.traffic = _moved_to(host.device, self._vae)
 
     def decode(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
         """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W].
@@ -175,7 +183,8 @@ class PixelStage:
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
         check_finite(latents, "latents", "The latents to decode")
-        with clock.stage("decode"):
+        with clock.stage("decode") as log:
+            log.tiles = describe_tiles(tiles)
             pixels = self._vae.decode(latents.to(self._host.device), tiles, self._host)
             check_finite(pixels, "decode", "The decoded pixels")
             frames = frames_from_pixels(pixels[0])
@@ -187,7 +196,8 @@ class PixelStage:
 
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
-        with clock.stage("encode_video"):
+        with clock.stage("encode_video") as log:
+            log.tiles = describe_tiles(tiles)
             pixels = pixels_from_frames(frames)[None]
             latents = self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
         check_finite(latents, "encode", "The encoded latents")
@@ -200,6 +210,11 @@ class PixelStage:
 
 def _prompt_cut(cut: int) -> Notice:
     return Notice("prompt_cut", f"The prompt is too long: its last {cut} tokens are not used. Shorten it.")
+
+
+def _moved_to(device: torch.device, *models: nn.Module) -> Traffic:
+    """Of models that were loaded to a device."""
+    return Traffic(0 if device.type == "cpu" else sum(map(module_bytes, models)))
 
 
 def free_memory(device: torch.device) -> None:

@@ -248,7 +248,8 @@ def test_every_step_moves_the_bar_and_the_text(sample, bars, texts):
     assert bars.nodes == {"7"}
     shown = texts()
     assert shown[0] == "sampling"
-    assert [text.split(",")[0] for text in shown[1:]] == ["sampling 1/3", "sampling 2/3", "sampling 3/3"]
+    assert [text.split(",")[0] for text in shown[1:-1]] == ["sampling 1/3", "sampling 2/3", "sampling 3/3"]
+    assert "0 blocks swapped, attention sdpa" in shown[-1]  # the report
 
 
 def test_previews_are_shown_where_the_user_wants_them(sample, bars, plain):
