@@ -13,7 +13,7 @@ from ..hyvideo_lib.checkpoint.variants import KIND_NAMES, name_contradiction
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
 from ..hyvideo_lib.memory import BlockSwap, Offloader
-from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file, offload_transformer
+from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file, offload_text_encoder, offload_transformer
 from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
 from ..hyvideo_lib.text.tokenizer import tokenizer_files_in
 from . import comfy_host
@@ -292,7 +292,7 @@ class LoadTextEncoders(io.ComfyNode):
         if not isinstance(language, LlamaTextEncoder) or not isinstance(pooled, ClipTextEncoder):
             raise WrongKind("The files of the language model and of the CLIP encoder are interchanged. Swap them.")
         place = comfy_host.text_device(device)
-        managed = (comfy_host.manage(Offloader(language), place), comfy_host.manage(Offloader(pooled), place))
+        managed = tuple(comfy_host.manage(offload_text_encoder(encoder), place) for encoder in (language, pooled))
         names = paths[0].name, paths[1].name
         return io.NodeOutput(TextHandle(names, reports, language, pooled, managed))
 

@@ -67,7 +67,7 @@ class TextHandle:
     reports: tuple[FileReport, FileReport]
     llm: LlamaTextEncoder
     clip: ClipTextEncoder
-    managed: tuple[Any, Any]
+    managed: tuple[Any, ...]
     cache: dict[tuple[str, str, str], TextEmbeds] = field(default_factory=dict)
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..hyvideo_lib.errors import FileMissing, InvalidSetting, UnsupportedFile
-from ..hyvideo_lib.pipeline import load_embeds, save_embeds
+from ..hyvideo_lib.pipeline import TEXT_WORKING_BYTES, bringing_layers, load_embeds, save_embeds
 from ..hyvideo_lib.text import TEMPLATES, PromptTemplate, TextEmbeds, encode_prompt
 from ..hyvideo_lib.text.tokens import opening_ids
 from . import comfy_host
@@ -20,8 +20,6 @@ from .sockets import HYV_EMBEDS, HYV_TEMPLATE, HYV_TEXT, Embeds, TextHandle
 CUSTOM = "custom"
 MAX_CACHED = 64
 """Encoded prompts kept with the encoders; each is a few MB at most."""
-TEXT_WORKING_BYTES = 512 * 2**20
-"""For a prompt of 256 tokens and its template in the released language model, on the safe side."""
 EMBEDS_SUFFIX = ".embeds.safetensors"
 
 
@@ -150,7 +148,8 @@ def encode_cached(handle: TextHandle, prompt: str, template: PromptTemplate, hos
         return handle.cache[key]
     host.stage("encoding text", 0)
     comfy_host.load(*handle.managed, working_bytes=TEXT_WORKING_BYTES)
-    embeds = encode_prompt(prompt, handle.llm, handle.clip, template, host=host).to("cpu")
+    with bringing_layers([managed.offloader for managed in handle.managed], host.check_interrupt):
+        embeds = encode_prompt(prompt, handle.llm, handle.clip, template, host=host).to("cpu")
     while len(handle.cache) >= MAX_CACHED:
         del handle.cache[next(iter(handle.cache))]
     handle.cache[key] = embeds

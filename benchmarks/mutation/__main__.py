@@ -23,6 +23,7 @@ from benchmarks.rows import hardware
 ROOT = Path(__file__).parents[2]
 LIBRARY, TESTS = "hyvideo_lib", "tests/hyvideo_lib"
 RECOGNISER = (
+    f"{TESTS}/checkpoint/test_recogniser_words.py",
     *(f"{TESTS}/checkpoint/test_recogniser_{name}.py" for name in ("report", "lora", "pickles")),
     "tests/properties/test_recogniser.py",
     *(f"{TESTS}/checkpoint/test_{name}.py" for name in ("detect", "recogniser")),

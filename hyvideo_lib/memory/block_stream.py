@@ -17,12 +17,16 @@ from .traffic import Traffic
 class BlockStream:
     """Brings blocks to the device through slots, the next ones while one computes.
 
-    blocks: by their number, in the order they compute. prefetch: how many blocks ahead, 1 or more.
+    blocks: by their number, in the order they compute. prefetch: how many blocks ahead, 1 or more. keep_pinned: whether
+    the blocks may be copied into pinned memory, where there is room for that.
     """
 
-    def __init__(self, blocks: Mapping[int, HostBlock], prefetch: int, device: torch.device) -> None:
+    def __init__(
+        self, blocks: Mapping[int, HostBlock], prefetch: int, device: torch.device, keep_pinned: bool = True
+    ) -> None:
         self.blocks = frozenset(blocks)
-        pin_blocks(list(blocks.values()), device, free_ram_bytes())
+        if keep_pinned:
+            pin_blocks(list(blocks.values()), device, free_ram_bytes())
         self._hosts = dict(blocks)
         self._engine = StreamCopyEngine(self._hosts, min(prefetch + 1, len(blocks)), device)
         self._ring = SlotRing(list(blocks), prefetch + 1, self._engine)

@@ -8,7 +8,7 @@ as long as it computes: by a copy in its turn, or through slots that are filled 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -76,7 +76,8 @@ class Offloader:
     first and count as double blocks. swap: which of them must, and how far ahead they are fetched. The device may be
     home itself, and then nothing is ever copied. copy_fn: how a tensor gets to a device. can_stream_fn: whether copies
     to a device can run beside computing. aside: the blocks' modulations, which are always at home but while they
-    are visited, and whose vectors are remembered (memory.memo).
+    are visited, and whose vectors are remembered (memory.memo). keep_pinned: whether streamed blocks may be copied into
+    pinned memory for good, which pays where they are streamed again and again.
     """
 
     def __init__(
@@ -88,8 +89,11 @@ class Offloader:
         copy_fn: CopyFn = copy_to_device,
         can_stream_fn: Callable[[torch.device], bool] = can_stream,
         aside: Sequence[nn.Module] = (),
+        keep_pinned: bool = True,
     ) -> None:
         self.module = module
+        self._block_modules = list(blocks)
+        self._keep_pinned = keep_pinned
         self.swap = swap or BlockSwap()
         self._can_stream_fn = can_stream_fn
         self._aside_modules = list(aside)
@@ -158,7 +162,7 @@ class Offloader:
                 if not part.is_away:
                     part.move(device)
             if swapped and prefetch and not self._stream:
-                self._stream = BlockStream({i: self._host(i) for i in swapped}, prefetch, device)
+                self._stream = BlockStream({i: self._host(i) for i in swapped}, prefetch, device, self._keep_pinned)
         except BaseException:
             self.go_home()
             raise
@@ -214,6 +218,26 @@ class Offloader:
         for block in blocks:
             with self._brought(self._places.get(id(block))):
                 yield block
+
+    @contextmanager
+    def bringing(self, check_fn: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """In this context a block comes by being called: for a module whose own loop calls its blocks.
+
+        check_fn: called before each of them; may raise.
+        """
+        with ExitStack() as hooks, ExitStack() as brought:
+
+            def bring(block: nn.Module, args: object) -> None:
+                check_fn()
+                brought.enter_context(self._brought(self._places[id(block)]))
+
+            def let_go(block: nn.Module, args: object, result: object) -> None:
+                brought.close()
+
+            for block in self._block_modules:
+                hooks.callback(block.register_forward_pre_hook(bring).remove)
+                hooks.callback(block.register_forward_hook(let_go, always_call=True).remove)
+            yield
 
     @contextmanager
     def _brought(self, place: int | None) -> Iterator[None]:

@@ -15,12 +15,14 @@ from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
 from .sampler import SampleRun, offload_transformer
 from .stages import Notice, PixelStage, SampleStage, Texts, TextStage
+from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
 
 __all__ = [
     "COMPUTE_DTYPES",
     "DTYPES",
     "NEGATIVE_PROMPT",
     "STAGES",
+    "TEXT_WORKING_BYTES",
     "Clock",
     "Files",
     "GenerateRequest",
@@ -35,6 +37,7 @@ __all__ = [
     "StageReport",
     "TextStage",
     "Texts",
+    "bringing_layers",
     "check_file",
     "check_files",
     "check_latents",
@@ -46,6 +49,7 @@ __all__ = [
     "load_latents",
     "load_loras",
     "measured",
+    "offload_text_encoder",
     "offload_transformer",
     "save_embeds",
     "save_latents",

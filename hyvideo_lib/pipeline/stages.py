@@ -28,6 +28,7 @@ from .precision import Precision
 from .report import describe_tiles
 from .request import GenerateRequest
 from .sampler import SampleRun, offload_transformer
+from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
 
 logger = logging.getLogger("hyvideo")
 
@@ -50,36 +51,58 @@ class Texts:
 
 
 class TextStage:
-    """Both text encoders."""
+    """Both text encoders. Layers of the language model that do not fit stay in RAM and come over one by one."""
 
     def __init__(self, files: Files, precision: Precision, host: Host, clock: Clock) -> None:
         self._host = host
-        with clock.stage("load_text") as log:
-            load = partial(load_text_encoder, compute_dtype=precision.text_dtype, device=host.device)
-            host.request_memory(_file_size(files.llm) + _file_size(files.clip))
+        with clock.stage("load_text"):
+            load = partial(load_text_encoder, compute_dtype=precision.text_dtype)
             llm, clip = load(files.llm, files.llm_tokenizer), load(files.clip, files.clip_tokenizer)
-            log.traffic = _moved_to(host.device, llm, clip)
         if not isinstance(llm, LlamaTextEncoder) or not isinstance(clip, ClipTextEncoder):
             raise WrongKind("The files of the language model and of the CLIP encoder are interchanged.")
         self._encoders = llm, clip
+        self._offloaders = offload_text_encoder(clip), offload_text_encoder(llm)  # the larger one takes what is left
+        self._known: dict[tuple[str, PromptTemplate], TextEmbeds] = {}
 
     def __call__(self, request: GenerateRequest, clock: Clock) -> Texts:
         """Encode the prompt, and the negative one if it is used. Raises InvalidTemplate, UnsupportedFile."""
-        with clock.stage("encode_text"):
+        before = self._traffic
+        with (
+            clock.stage("encode_text") as log,
+            bringing_layers(self._offloaders, self._host.check_interrupt),
+        ):
+            self._load()
             positive = self._encode(request.prompt, request.template)
             negative = request.used_negative
-            return Texts(
-                positive,
-                None if negative is None else self._encode(negative, request.template),
-                tuple(_prompt_cut(cut) for cut in positive.tokens_cut if cut),
-            )
+            other = None if negative is None else self._encode(negative, request.template)
+            log.traffic, log.swapped_blocks = self._traffic - before, sum(part.num_swapped for part in self._offloaders)
+            return Texts(positive, other, tuple(_prompt_cut(cut) for cut in positive.tokens_cut if cut))
+
+    @property
+    def _traffic(self) -> Traffic:
+        return sum((part.traffic for part in self._offloaders), Traffic())
+
+    def _load(self) -> None:
+        """Bring the encoders to the device, of the language model's layers as many as there is room for."""
+        self._host.request_memory(sum(part.num_bytes for part in self._offloaders) + TEXT_WORKING_BYTES)
+        for offloader in self._offloaders:
+            free = free_device_bytes(self._host.device)
+            budget = None if free is None else max(0, free + offloader.loaded_bytes - TEXT_WORKING_BYTES)
+            offloader.load(self._host.device, budget)
+            if offloader.num_swapped:
+                logger.info("%d layers of the language model stay in RAM and are copied", offloader.num_swapped)
 
     def _encode(self, prompt: str, template: PromptTemplate) -> TextEmbeds:
-        """One prompt by itself, so that its numbers do not depend on those it shares a batch with."""
-        return encode_prompt(prompt, *self._encoders, template, host=self._host).to("cpu")
+        """One prompt by itself, so that its numbers do not depend on those it shares a batch with; at most once."""
+        key = prompt, template
+        if key not in self._known:
+            self._known[key] = encode_prompt(prompt, *self._encoders, template, host=self._host).to("cpu")
+        return self._known[key]
 
     def close(self) -> None:
-        del self._encoders
+        for offloader in self._offloaders:
+            offloader.go_home()
+        del self._encoders, self._offloaders, self._known
         free_memory(self._host.device)
 
 

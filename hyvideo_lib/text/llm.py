@@ -145,6 +145,11 @@ class LlamaTextEncoder(nn.Module):
         """The layers in a module whose names are those of files, bare."""
         return self.model
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Its layers, in the order they compute."""
+        return list(self.model.layers)
+
     def weight_names(self) -> frozenset[str]:
         """The tensors it wants, by their bare `LlamaModel` names; a file has more, which are not needed."""
         return frozenset(self.model.state_dict())
