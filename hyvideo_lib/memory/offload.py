@@ -115,6 +115,8 @@ class Offloader:
         """Bytes on the device if everything is there that ever stays there."""
         self.visit_bytes = max((part.num_bytes for part in self._aside.values()), default=0)
         """Bytes that a visit takes beside them."""
+        self.block_bytes = [part.num_bytes for part in self._blocks]
+        self.aside_bytes = sum(part.num_bytes for part in self._aside.values())
         self.device: torch.device | None = None
         """Where it is loaded; None while at home."""
 

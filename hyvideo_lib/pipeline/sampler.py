@@ -24,6 +24,13 @@ def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None =
     return Offloader(model, model.blocks, len(model.double_blocks), swap, aside=model.modulations)
 
 
+def memo_bytes(source: Offloader, model: HunyuanVideoTransformer, steps: int, uses_cfg: bool) -> int:
+    """The modulating vectors of all steps, and the largest of the layers that make them."""
+    numbers = sum(modulation.linear.out_features for modulation in model.modulations)
+    branches = 2 if uses_cfg else 1
+    return branches * min(steps, KEPT) * numbers * model.compute_dtype.itemsize + source.visit_bytes
+
+
 class _Listener:
     """Takes the transformer's calls, hears the conditioning vectors and computes nothing else."""
 
@@ -91,15 +98,10 @@ class SampleRun:
             item_size,
             batch=2 if self.guidance.uses_cfg and self.guidance.batched else 1,
         )
-        return work + lora_bytes(self.loras, item_size) + self._memo_bytes(item_size)
-
-    def _memo_bytes(self, item_size: int) -> int:
-        """The modulating vectors of all steps, and the largest of the layers that make them."""
-        if self.source is None:
-            return 0
-        numbers = sum(modulation.linear.out_features for modulation in self.model.modulations)
-        branches = 2 if self.guidance.uses_cfg else 1
-        return branches * min(len(self.sigmas), KEPT) * numbers * item_size + self.source.visit_bytes
+        beside = (
+            0 if self.source is None else memo_bytes(self.source, self.model, len(self.sigmas), self.guidance.uses_cfg)
+        )
+        return work + lora_bytes(self.loras, item_size) + beside
 
     def make(self, start: Tensor, seed: int, mask: Tensor | None = None) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32.
