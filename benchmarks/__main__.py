@@ -14,10 +14,18 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
-from benchmarks import demo, load, swap, transformer, vae
+from benchmarks import caches, demo, lean, load, swap, transformer, vae
 from benchmarks.rows import Options, Report
 
-BENCHMARKS = {"transformer": transformer.run, "vae": vae.run, "load": load.run, "swap": swap.run, "demo": demo.run}
+BENCHMARKS = {
+    "transformer": transformer.run,
+    "lean": lean.run,
+    "vae": vae.run,
+    "load": load.run,
+    "swap": swap.run,
+    "caches": caches.run,
+    "demo": demo.run,
+}
 """Name to a generator of rows."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -168,6 +168,16 @@ def free_bytes(device: torch.device) -> int:
     return int(mm.get_free_memory(device))
 
 
+def room_bytes(device: torch.device) -> int | None:
+    """Bytes that a run can have if every model that ComfyUI could move away did; None on a CPU, which has no bound."""
+    if device.type == "cpu":
+        return None
+    import comfy.model_management as mm
+
+    there = sum(model.loaded_size() for model in mm.loaded_models() if model.load_device == device)
+    return free_bytes(device) + int(there)
+
+
 def manage(offloader: Offloader, device: torch.device) -> Any:
     """Make a model known to ComfyUI's memory manager: an object to keep as long as the model is wanted."""
     return _managed_class()(offloader, device)

@@ -114,6 +114,7 @@ class Sampler(io.ComfyNode):
             model.offloader,
             model.loras,
         )
+        run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
         seeds = consecutive_seeds(seed, len(given))
         before = model.offloader.traffic
         with measured(host.device) as log:

@@ -7,7 +7,7 @@ as long as it computes: by a copy in its turn, or through slots that are filled 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -215,7 +215,7 @@ class Offloader:
         finally:
             found.go_home()
 
-    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    def through(self, blocks: Iterable[nn.Module]) -> Generator[nn.Module, None, None]:
         """The blocks one by one, each on the device while the caller has it."""
         for block in blocks:
             with self._brought(self._places.get(id(block))):

@@ -12,18 +12,18 @@ from torch.func import functional_call
 
 from ..geometry import latent_shape
 from ..memory.dry_run import AllocationCounter, count_peak
-from ..transformer import HunyuanVideoTransformer
+from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import CausalVideoVAE, Tiles
 
 
 class _FirstBlocks:
     """A BlockSource that gives one block of each kind, as the others take the same; modulating vectors come unmade."""
 
-    def __init__(self, batch: int, dtype: torch.dtype) -> None:
-        self._batch, self._dtype = batch, dtype
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
 
     def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        return islice(iter(blocks), 1)
+        yield from islice(blocks, 1)
 
     def remember(self, *vecs: Tensor | None) -> Callable[[Any, Tensor], tuple[Tensor, ...]]:
         def recall(modulation: Any, vec: Tensor) -> tuple[Tensor, ...]:
@@ -34,7 +34,11 @@ class _FirstBlocks:
 
 
 def transformer_work(
-    model: HunyuanVideoTransformer, latent_shape: tuple[int, int, int], text_tokens: int, batch: int = 1
+    model: HunyuanVideoTransformer,
+    latent_shape: tuple[int, int, int],
+    text_tokens: int,
+    batch: int = 1,
+    lean: LeanConfig = LeanConfig(),  # noqa: B008 (frozen)
 ) -> int:
     """Working bytes of one forward for latents of (T, H, W), the modulating vectors left out. The model stays as it is.
 
@@ -49,7 +53,8 @@ def transformer_work(
         "text_mask": None,
         "pooled_embeds": _meta(batch, config.pooled_dim, dtype=dtype),
         "guidance": 1.0,
-        "source": _FirstBlocks(batch, dtype),
+        "source": _FirstBlocks(dtype),
+        "lean": lean,
     }
     return count_peak(lambda: functional_call(model, weights, kwargs=inputs))
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from ..memory import BlockSwap, Offloader
-from ..memory.estimate import text_bytes
+from ..memory.estimate import lean_steps, text_bytes
 from ..memory.machine import Machine
 from ..memory.plan import StagePlan, Way, Weights, block_flops, plan_stage, step_cost
 from ..memory.simulate import StreamCost
-from ..transformer import HunyuanVideoTransformer
+from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import Tiles
 from .dry_run import decode_work, transformer_work
 from .precision import Precision
@@ -124,9 +124,11 @@ def _sample_ways(request: GenerateRequest, model: HunyuanVideoTransformer, offlo
     latents = 4 * model.config.out_channels * shape[0] * shape[1] * shape[2]
     is_batched = request.guidance.uses_cfg and request.guidance.batched
     for batch in (2, 1) if is_batched else (1,):
-        label = "CFG in turn (--cfg-in-turn)" if is_batched and batch == 1 else ""
-        work = transformer_work(model, shape, TEXT_TOKENS, batch)
-        yield Way(label, work + beside + LATENT_COPIES * latents)
+        turns = ["CFG in turn (--cfg-in-turn)"] if is_batched and batch == 1 else []
+        for lean in lean_steps(model.config.num_heads):
+            labels = turns if lean == LeanConfig() else [*turns, f"{describe_lean(lean)}, which happens by itself"]
+            work = transformer_work(model, shape, TEXT_TOKENS, batch, lean)
+            yield Way(", ".join(labels), work + beside + LATENT_COPIES * latents)
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:
@@ -202,6 +204,12 @@ def describe_plan(plan: Plan) -> str:
     if not plan.fits:
         lines.append(advice(plan.stages))
     return "\n".join(lines)
+
+
+def describe_lean(lean: LeanConfig) -> str:
+    """ "heads in 4 groups"."""
+    chunks = "" if lean.chunk_tokens is None else f" and {lean.chunk_tokens} tokens at a time"
+    return f"heads in {lean.head_groups} groups{chunks}"
 
 
 def advice(stages: Sequence[StagePlan]) -> str:

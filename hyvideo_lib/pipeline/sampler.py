@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..geometry import align_up
+from ..caches import CacheConfig, StepCache
+from ..geometry import SPATIAL_COMPRESSION, align_up
 from ..host import Host
 from ..lora import LoraUse, attach, lora_bytes
 from ..memory import BlockSwap, Offloader
-from ..memory.estimate import transformer_bytes
+from ..memory.estimate import choose_lean, transformer_bytes
 from ..memory.memo import KEPT
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
-from ..transformer import HunyuanVideoTransformer, RopeSettings, TransformerConfig
+from ..transformer import HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
+from ..transformer.ops import Linear
 
 
 def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None = None) -> Offloader:
@@ -53,13 +55,41 @@ class _Listener:
         return torch.zeros_like(latents)
 
 
+class _CachedModel:
+    """The transformer of a run with a step cache around and inside it."""
+
+    def __init__(self, run: SampleRun, cache: StepCache) -> None:
+        self._run, self._cache, self.config = run, cache, run.config
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        text_mask: Tensor,
+        pooled_embeds: Tensor,
+        guidance: float | None = None,
+        clean_first_frame: bool = False,
+    ) -> Tensor:
+        given = latents[:, : self.config.out_channels]
+        known = self._cache.before_call(given)
+        if known is not None:
+            return known
+        velocity = self._run(
+            latents, timesteps, text_embeds, text_mask, pooled_embeds, guidance, clean_first_frame, self._cache
+        )
+        self._cache.after_call(velocity)
+        return velocity
+
+
 @dataclass(frozen=True, eq=False)
 class SampleRun:
     """The transformer with everything that one run fixes. Latents go in and come out unscaled, on the CPU.
 
     positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
-    from; None if all are in place. loras: act on the transformer while a video is made.
+    from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
+    computes all. lean: how far the blocks' working memory is cut down.
     """
 
     model: HunyuanVideoTransformer
@@ -73,6 +103,8 @@ class SampleRun:
     rope: RopeSettings = field(default_factory=RopeSettings)
     source: Offloader | None = None
     loras: tuple[LoraUse, ...] = ()
+    cache: CacheConfig | None = None
+    lean: LeanConfig = field(default_factory=LeanConfig)
 
     @property
     def config(self) -> TransformerConfig:
@@ -83,46 +115,93 @@ class SampleRun:
         """The backend, for reports."""
         return "sdpa"
 
-    def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
-        """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulating vectors."""
-        sides = zip(latent_shape, self.config.patch_size, strict=True)
-        tokens = self.positive.text_embeds.shape[1]
-        image = 1
-        for side, patch in sides:
-            image *= align_up(side, patch) // patch
-        item_size = self.model.compute_dtype.itemsize
-        work = transformer_bytes(
-            self.config.hidden_size,
-            self.config.mlp_ratio,
-            image + tokens,
-            item_size,
-            batch=2 if self.guidance.uses_cfg and self.guidance.batched else 1,
-        )
-        beside = (
-            0 if self.source is None else memo_bytes(self.source, self.model, len(self.sigmas), self.guidance.uses_cfg)
-        )
-        return work + lora_bytes(self.loras, item_size) + beside
+    def fitted(self, latent_shape: tuple[int, int, int], room: int | None) -> SampleRun:
+        """The same run, its blocks as lean as the device asks for, for latents of (T, H, W).
 
-    def make(self, start: Tensor, seed: int, mask: Tensor | None = None) -> Tensor:
+        room: bytes of the device for weights and work together; None is without bound. All weights stay if the work
+        fits beside them; else it takes up to half of the room and blocks make way.
+        """
+        if room is None:
+            return self
+        weights = self.source.num_bytes if self.source else 0
+        free = max(room - weights, room // 2) - self._other_bytes(latent_shape)
+        tokens = self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
+        return replace(self, lean=choose_lean(self.config, tokens, *self._widths(), free))
+
+    def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
+        """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulations, caches."""
+        tokens = self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
+        sizes = self.config.hidden_size, self.config.mlp_ratio, tokens
+        return transformer_bytes(*sizes, *self._widths(), self.lean) + self._other_bytes(latent_shape)
+
+    def _image_tokens(self, latent_shape: tuple[int, int, int]) -> int:
+        tokens = 1
+        for side, patch in zip(latent_shape, self.config.patch_size, strict=True):
+            tokens *= align_up(side, patch) // patch
+        return tokens
+
+    def _widths(self) -> tuple[int, int]:
+        """(bytes of a number, items of a batch)."""
+        return self.model.compute_dtype.itemsize, 2 if self.guidance.uses_cfg and self.guidance.batched else 1
+
+    def _other_bytes(self, latent_shape: tuple[int, int, int]) -> int:
+        """What does not depend on how lean the blocks are."""
+        item_size, image = self.model.compute_dtype.itemsize, self._image_tokens(latent_shape)
+        branches = 2 if self.guidance.uses_cfg else 1
+        kept = self.cache.device_bytes(self.config.hidden_size, image, item_size, branches) if self.cache else 0
+        return kept + lora_bytes(self.loras, item_size) + self._memo_bytes() + self._cast_bytes(item_size)
+
+    def _cast_bytes(self, item_size: int) -> int:
+        """The largest weight that is cast when it is used, which is a copy for as long as that takes."""
+        linears = [layer for block in self.model.blocks for layer in block.modules() if isinstance(layer, Linear)]
+        cast = [layer for layer in linears if _rests_otherwise(layer, self.model.compute_dtype)]
+        return max((layer.in_features * layer.out_features for layer in cast), default=0) * item_size
+
+    def _memo_bytes(self) -> int:
+        if self.source is None:
+            return 0
+        return memo_bytes(self.source, self.model, len(self.sigmas), self.guidance.uses_cfg)
+
+    def start_cache(self, latent_shape: tuple[int, int, int]) -> StepCache | None:
+        """The step cache of one video with latents of (T, H, W), for `make`: afterwards it tells what it skipped.
+
+        None if the run has none. Raises InvalidSetting if it cannot be used with this transformer.
+        """
+        if self.cache is None:
+            return None
+        config = self.config
+        model = config.hidden_size, config.num_double_blocks, config.num_single_blocks
+        pixels = SPATIAL_COMPRESSION**2 * latent_shape[1] * latent_shape[2]
+        return self.cache.begin_run(self.sigmas.tolist(), model, pixels)
+
+    def make(self, start: Tensor, seed: int, mask: Tensor | None = None, step_cache: StepCache | None = None) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32.
 
         start: [1, C, T, H, W], what to begin with where sigmas[0] is below 1; otherwise only its shape and, with a
         mask, its kept part count. mask: [1, 1, T or 1, H, W] in 0..1, 1 where things are made anew; None: everywhere.
+        step_cache: from `start_cache`, and used for this video only; None: one of its own.
         Raises NonFiniteOutput, InvalidSetting, OutOfMemory, and what the host raises when the user cancels.
         """
+        step_cache = step_cache or self.start_cache((start.shape[2], start.shape[3], start.shape[4]))
         noise = draw_noise(start.shape[1:], [seed])
         clean = start.float().cpu() * self.scaling
         latents = mix_noise(clean, noise, float(self.sigmas[0]))
         latents = latents.to(self.host.device)
         kept = None if mask is None else Kept(clean, noise, mask)
         with attach(self.model, self.loras):
-            made = denoise(
-                self._remembering(self._velocity_fn(self)), latents, self.sigmas, self.solver, self.host, kept=kept
-            )
+            velocity_fn = self._remembering(self._velocity_fn(self, step_cache))
+            made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
         return made.cpu() / self.scaling
 
-    def _velocity_fn(self, model: VelocityModel) -> VelocityFn:
-        return make_velocity_fn(model, self.positive, self.negative, sigmas=self.sigmas, config=self.guidance)
+    def _velocity_fn(self, model: VelocityModel, step_cache: StepCache | None = None) -> VelocityFn:
+        return make_velocity_fn(
+            _CachedModel(self, step_cache) if step_cache else model,
+            self.positive,
+            self.negative,
+            sigmas=self.sigmas,
+            config=self.guidance,
+            before_pass=step_cache.begin if step_cache else None,
+        )
 
     def _remembering(self, velocity_fn: VelocityFn) -> VelocityFn:
         """The same, with the modulating vectors of the next steps computed together when the first of them is due."""
@@ -160,8 +239,9 @@ class SampleRun:
         pooled_embeds: Tensor,
         guidance: float | None = None,
         clean_first_frame: bool = False,
+        cache: StepCache | None = None,
     ) -> Tensor:
-        """The transformer, as the guidance calls it."""
+        """The transformer, as the guidance calls it. cache: may answer in place of its blocks."""
         velocity: Tensor = self.model(
             latents,
             timesteps,
@@ -173,5 +253,13 @@ class SampleRun:
             rope=self.rope,
             host=self.host,
             source=self.source,
+            lean=self.lean,
+            cache=cache,
         )
         return velocity
+
+
+def _rests_otherwise(layer: Linear, dtype: torch.dtype) -> bool:
+    """Whether the layer's weight is in another dtype than `dtype`, or in parts."""
+    weight = getattr(layer, "weight", None)
+    return weight is None or weight.dtype != dtype

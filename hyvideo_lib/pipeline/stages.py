@@ -159,21 +159,23 @@ class SampleStage:
             )
             before = self._offloader.traffic
             try:
-                self._load(run.working_bytes(request.latent_shape))
-                return run.make(start, seed)
+                return self._load(run, request.latent_shape).make(start, seed)
             finally:
                 log.traffic, log.attention = self._offloader.traffic - before, run.attention
                 log.swapped_blocks = self._offloader.num_swapped
 
-    def _load(self, working_bytes: int) -> None:
-        """Bring the model to the device, of its blocks as many as leave room for the work."""
+    def _load(self, run: SampleRun, latent_shape: tuple[int, int, int]) -> SampleRun:
+        """Bring the model to the device, of its blocks as many as leave room for the work; the run as it fits."""
         device = self._host.device
-        self._host.request_memory(self._offloader.num_bytes + working_bytes)
+        self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
         free = free_device_bytes(device)
-        budget = None if free is None else max(0, free + self._offloader.loaded_bytes - working_bytes)
-        self._offloader.load(device, budget)
+        room = None if free is None else free + self._offloader.loaded_bytes
+        run = run.fitted(latent_shape, room)
+        self._offloader.load(device, None if room is None else max(0, room - run.working_bytes(latent_shape)))
         if self._offloader.num_swapped:
             logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)
+        logger.info("heads attend in %d groups", run.lean.head_groups)
+        return run
 
     def _read_loras(self, choices: tuple[LoraChoice, ...]) -> tuple[LoraUse, ...]:
         """The LoRAs of a request; they stay for the next one with the same."""

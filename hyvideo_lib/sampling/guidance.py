@@ -8,7 +8,7 @@ limited to a part of the run if wanted, and optionally rescaled against the burn
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -96,6 +96,12 @@ class VelocityModel(Protocol):
     ) -> Tensor: ...
 
 
+POSITIVE, NEGATIVE = "positive", "negative"
+
+PassFn = Callable[[float, tuple[str, ...]], None]
+"""(sigma, branches): which branches the batch of a pass holds, in equal parts and in this order."""
+
+
 class _Branch(NamedTuple):
     """What one pass is conditioned on: text embeds [B, L, D], mask [B, L], pooled embeds [B, P]."""
 
@@ -112,6 +118,7 @@ def make_velocity_fn(
     sigmas: Tensor,
     config: GuidanceConfig | None = None,
     clean_first_frame: bool = False,
+    before_pass: PassFn | None = None,
 ) -> VelocityFn:
     """The guided velocity of a run, as a function of latents [B, C, T, H, W] and sigma; float32 in and out.
 
@@ -119,8 +126,8 @@ def make_velocity_fn(
     positive, negative: prompts of batch B, or of batch 1 for all B videos. sigmas: the levels of this run, which the
     start and end of CFG refer to; a solver's call at a level counts for the step that begins there (Heun's second call,
     too), so the velocity stays a function of sigma alone. clean_first_frame: image to video by token replace.
-    Raises InvalidGuidance when CFG is on and there is no negative prompt; InvalidSetting, at the call, when the
-    batch of a prompt fits neither.
+    before_pass: told before each call of the model. Raises InvalidGuidance when CFG is on and there is no negative
+    prompt; InvalidSetting, at the call, when the batch of a prompt fits neither.
     """
     config = config or GuidanceConfig()
     if config.uses_cfg and negative is None:
@@ -131,7 +138,9 @@ def make_velocity_fn(
     levels: Sequence[float] = sigmas.tolist()
     embedded = config.embedded if model.config.has_guidance else None
 
-    def predict(latents: Tensor, sigma: float, branch: _Branch) -> Tensor:
+    def predict(latents: Tensor, sigma: float, branch: _Branch, *names: str) -> Tensor:
+        if before_pass:
+            before_pass(sigma, names)
         timesteps = latents.new_full((len(latents),), TIMESTEPS_PER_SIGMA * sigma)
         return model(latents, timesteps, *branch, guidance=embedded, clean_first_frame=clean_first_frame).float()
 
@@ -139,12 +148,13 @@ def make_velocity_fn(
         latents = latents.float()
         pos = _branch_of(positive, latents)
         if negative is None or not config.is_guided(step_progress(sigma, levels)):
-            return predict(latents, sigma, pos)
+            return predict(latents, sigma, pos, POSITIVE)
         neg = _branch_of(negative, latents)
         if config.batched:
-            v_neg, v_pos = predict(torch.cat([latents, latents]), sigma, _stack_branches(neg, pos)).chunk(2)
+            both = _stack_branches(neg, pos)
+            v_neg, v_pos = predict(torch.cat([latents, latents]), sigma, both, NEGATIVE, POSITIVE).chunk(2)
         else:
-            v_neg, v_pos = predict(latents, sigma, neg), predict(latents, sigma, pos)
+            v_neg, v_pos = predict(latents, sigma, neg, NEGATIVE), predict(latents, sigma, pos, POSITIVE)
         return rescale_guidance(combine_cfg(v_neg, v_pos, config.cfg_scale), v_pos, config.rescale)
 
     return velocity_fn

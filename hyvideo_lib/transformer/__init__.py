@@ -1,7 +1,8 @@
 """HunyuanVideo's diffusion transformer: double-stream blocks, then single-stream blocks, one velocity out."""
 
 from .config import TransformerConfig
+from .lean_config import LeanConfig
 from .model import HunyuanVideoTransformer
 from .rope import RopeSettings
 
-__all__ = ["HunyuanVideoTransformer", "RopeSettings", "TransformerConfig"]
+__all__ = ["HunyuanVideoTransformer", "LeanConfig", "RopeSettings", "TransformerConfig"]

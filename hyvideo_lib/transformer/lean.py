@@ -3,12 +3,14 @@
 Everything but attention works on tokens one by one, so it is done a chunk of tokens at a time: norm, modulation,
 projection, head norm and rotation write a chunk straight into the query, key and value buffers, and the way back
 (projection, gate, MLP) adds a chunk straight into the residual stream. Between the two only q, k, v and the attention's
-result are as long as the video. The streams are overwritten; gradients are not supported.
+result are as long as the video. Heads do not see each other, so they can attend in groups, and then q, k and v are of
+one group only; the modulated input is made anew for each. The streams are overwritten; gradients are not supported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,58 +18,108 @@ from torch import Tensor
 
 from ..attention import attend
 from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
-from .modulation import CHUNK_TOKENS, Condition, Spans, clip_spans, modulate
+from .lean_config import LeanConfig
+from .modulation import Condition, Mods, Spans, clip_spans, modulate
 from .ops import Linear
+from .rope import RotationTables
 
-MIN_CHUNK_TOKENS = 512
-"""Smaller pieces would leave the matrix multiplications too thin. A chunk's MLP is nine tokens wide per token, so an
-eighth of the video costs about as much as one token-wide buffer."""
+DEFAULT = LeanConfig()
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Tokens x [B, L, D] that share weights on their way into attention, from `offset` on in the joint sequence.
+
+    turn: what rotates their queries and keys; None for text.
+    """
+
+    x: Tensor
+    offset: int
+    spans: Spans
+    linear: Linear
+    q_norm: RMSNorm
+    k_norm: RMSNorm
+    turn: RotationTables | None
 
 
 class Joint:
-    """Query, key and value buffers [B, N, L, D] of the joint sequence, filled in chunks."""
+    """Query, key and value buffers [B, n, L, D] of the heads first..last of the joint sequence, filled in chunks."""
 
-    def __init__(self, like: Tensor, length: int, num_heads: int) -> None:
-        batch, width = like.shape[0], like.shape[-1] // num_heads
-        self.q, self.k, self.v = (like.new_empty(batch, num_heads, length, width) for _ in range(3))
+    def __init__(self, like: Tensor, length: int, num_heads: int, first: int, last: int) -> None:
+        batch, self._width = like.shape[0], like.shape[-1] // num_heads
+        self._count = last - first
+        starts = [(part * num_heads + first) * self._width for part in range(3)]
+        self._rows = [slice(start, start + self._count * self._width) for start in starts]
+        if self._count == num_heads:
+            self._rows = [slice(0, 3 * num_heads * self._width)]  # one product instead of three
+        self.q, self.k, self.v = (like.new_empty(batch, self._count, length, self._width) for _ in range(3))
 
-    def put(self, at: int, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, rotation: Tensor | None) -> None:
-        """Store qkv [B, n, 3 N D] of the tokens from `at` on; q and k are normed, and rotated if one is given."""
-        rows = slice(at, at + qkv.shape[1])
-        q, k, v = qkv.unflatten(-1, (3, self.q.shape[1], -1)).unbind(2)  # [B, n, N, D]
-        for buffer, part, norm in ((self.q, q, q_norm), (self.k, k, k_norm)):
+    def put(self, stream: Stream, low: int, high: int, mods: Mods) -> None:
+        """Make and store the stream's tokens low..high; q and k are normed, and rotated if the stream says so."""
+        a = modulate(stream.x[:, low:high], mods[0], mods[1])
+        parts = [part for rows in self._rows for part in self._split(stream.linear(a, rows))]  # [B, chunk, n, D] each
+        del a
+        at = slice(stream.offset + low, stream.offset + high)
+        rotation = None if stream.turn is None else stream.turn.rows(low, high)
+        for buffer, part, norm in ((self.q, parts[0], stream.q_norm), (self.k, parts[1], stream.k_norm)):
             part = norm(part)
             if rotation is not None:
                 turned = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)))
                 part = torch.view_as_real(turned.mul_(rotation[:, None])).flatten(-2)
-            buffer[:, :, rows] = part.transpose(1, 2)
-        self.v[:, :, rows] = v.transpose(1, 2)
+            buffer[:, :, at] = part.transpose(1, 2)
+        self.v[:, :, at] = parts[2].transpose(1, 2)
+
+    def _split(self, made: Tensor) -> tuple[Tensor, ...]:
+        return made.unflatten(-1, (-1, self._count, self._width)).unbind(2)
 
     def attend(self, lengths: Sequence[int] | None) -> Tensor:
-        """[B, L, N D]; the buffers are given up."""
+        """[B, L, n, D]; the buffers are given up."""
         q, k, v = self.q, self.k, self.v
         del self.q, self.k, self.v
-        out = attend(q, k, v, lengths).transpose(1, 2)
-        return out.flatten(2)
+        return attend(q, k, v, lengths).transpose(1, 2)
 
 
-def chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """start..end in pieces of an eighth, but at least MIN_CHUNK_TOKENS and at most CHUNK_TOKENS."""
-    size = min(CHUNK_TOKENS, max(MIN_CHUNK_TOKENS, (end - start) // 8))
-    for low in range(start, end, size):
-        yield low, min(low + size, end)
+def attend_streams(
+    streams: Sequence[Stream], num_heads: int, lengths: Sequence[int] | None, lean: LeanConfig
+) -> Tensor:
+    """Attention among all streams, [B, L, N D], by groups of heads."""
+    like = streams[0].x
+    length = sum(stream.x.shape[1] for stream in streams)
+    groups = list(head_groups(num_heads, lean.head_groups))
+    if len(groups) > 1:
+        out = like.new_empty(len(like), length, num_heads, like.shape[-1] // num_heads)
+    for first, last in groups:
+        joint = Joint(like, length, num_heads, first, last)
+        for stream in streams:
+            for low, high, mods in pieces(stream.x, stream.spans, lean):
+                joint.put(stream, low, high, mods)
+        if len(groups) == 1:
+            out = joint.attend(lengths)
+        else:
+            out[:, :, first:last] = joint.attend(lengths)
+    return out.flatten(2)
 
 
-def modulated(x: Tensor, spans: Spans, shift: int, scale: int) -> Tensor:
-    """`modulate_spans` for one chunk."""
-    parts = [modulate(x[:, a:b], mods[shift], mods[scale]) for a, b, mods in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def head_groups(num_heads: int, count: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of `count` groups of heads, as equal as they can be; never more groups than heads."""
+    count = min(count, num_heads)
+    for i in range(count):
+        yield num_heads * i // count, num_heads * (i + 1) // count
 
 
-def add_gated(x: Tensor, y: Tensor, spans: Spans, gate: int) -> None:
-    """x += gate * y for one chunk, in place."""
-    for a, b, mods in spans:
-        x[:, a:b].addcmul_(mods[gate], y[:, a:b])
+def pieces(x: Tensor, spans: Spans, lean: LeanConfig) -> Iterator[tuple[int, int, Mods]]:
+    """(low, high, mods): chunks of x's tokens in order, each within one span."""
+    length = x.shape[1]
+    size = lean.chunk_size(length)
+    for start, end, mods in spans:
+        last = length if end is None else min(end, length)
+        for low in range(start, last, size):
+            yield low, min(low + size, last), mods
+
+
+def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> None:
+    """x += gate * y, in place."""
+    x.addcmul_(gate, y)
 
 
 def gelu_mlp(x: Tensor, fc1: Linear, rows: slice = slice(None)) -> Tensor:
@@ -80,53 +132,52 @@ def double_block(
     img: Tensor,
     txt: Tensor,
     condition: Condition,
-    rotation: Tensor,
+    turn: RotationTables,
     lengths: Sequence[int] | None,
+    lean: LeanConfig = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """What `block(...)` returns; img and txt are overwritten with it."""
-    num_img, num_txt = img.shape[1], txt.shape[1]
-    joint = Joint(img, num_img + num_txt, block.num_heads)
+    img_spans, txt_spans = block.img_mod(condition), block.txt_mod(condition.rest())
     streams = (
-        (img, 0, block.img_mod(condition), rotation, "img"),
-        (txt, num_img, block.txt_mod(condition.rest()), None, "txt"),
+        Stream(img, 0, img_spans, block.img_attn_qkv, block.img_attn_q_norm, block.img_attn_k_norm, turn),
+        Stream(txt, img.shape[1], txt_spans, block.txt_attn_qkv, block.txt_attn_q_norm, block.txt_attn_k_norm, None),
     )
-    for x, offset, spans, turn, name in streams:
-        qkv = block.get_submodule(f"{name}_attn_qkv")
-        q_norm, k_norm = (cast(RMSNorm, block.get_submodule(f"{name}_attn_{part}_norm")) for part in "qk")
-        for low, high in chunks(0, x.shape[1]):
-            a = modulated(x[:, low:high], clip_spans(spans, low, high), 0, 1)
-            joint.put(offset + low, qkv(a), q_norm, k_norm, None if turn is None else turn[low:high])
-    out = joint.attend(lengths)
-    for x, offset, spans, _, name in streams:
+    out = attend_streams(streams, block.num_heads, lengths, lean)
+    for stream, name in zip(streams, ("img", "txt"), strict=True):
         proj, mlp = block.get_submodule(f"{name}_attn_proj"), cast(MLP, block.get_submodule(f"{name}_mlp"))
-        for low, high in chunks(0, x.shape[1]):
-            part, here = x[:, low:high], clip_spans(spans, low, high)
-            add_gated(part, proj(out[:, offset + low : offset + high]), here, 2)
-            add_gated(part, mlp.fc2(gelu_mlp(modulated(part, here, 3, 4), mlp.fc1)), here, 5)
+        for low, high, mods in pieces(stream.x, stream.spans, lean):
+            part = stream.x[:, low:high]
+            add_gated(part, proj(out[:, stream.offset + low : stream.offset + high]), mods[2])
+            add_gated(part, mlp.fc2(gelu_mlp(modulate(part, mods[3], mods[4]), mlp.fc1)), mods[5])
     return img, txt
 
 
 def single_block(
-    block: SingleBlock, x: Tensor, condition: Condition, rotation: Tensor, lengths: Sequence[int] | None
+    block: SingleBlock,
+    x: Tensor,
+    condition: Condition,
+    turn: RotationTables,
+    lengths: Sequence[int] | None,
+    lean: LeanConfig = DEFAULT,
 ) -> Tensor:
-    """What `block(...)` returns; x is overwritten with it. The modulated input is made twice rather than kept."""
+    """What `block(...)` returns; x is overwritten with it. The modulated input is made again rather than kept."""
     spans = block.modulation(condition)
-    num_img = rotation.shape[0]
-    joint = Joint(x, x.shape[1], block.num_heads)
-    qkv_rows, mlp_rows = slice(0, block.widths[0]), slice(block.widths[0], None)
-    for first, last, turn in ((0, num_img, rotation), (num_img, x.shape[1], None)):
-        for low, high in chunks(first, last):
-            a = modulated(x[:, low:high], clip_spans(spans, low, high), 0, 1)
-            turned = None if turn is None else turn[low:high]
-            joint.put(low, block.linear1(a, qkv_rows), block.q_norm, block.k_norm, turned)
-    out = joint.attend(lengths)
-    for low, high in chunks(0, x.shape[1]):
-        part, here = x[:, low:high], clip_spans(spans, low, high)
-        hidden = gelu_mlp(modulated(part, here, 0, 1), block.linear1, mlp_rows)
-        add_gated(part, block.linear2(torch.cat([out[:, low:high], hidden], dim=-1)), here, 2)
+    num_img = len(turn)
+    shared = block.linear1, block.q_norm, block.k_norm
+    streams = (
+        Stream(x[:, :num_img], 0, clip_spans(spans, 0, num_img), *shared, turn),
+        Stream(x[:, num_img:], num_img, clip_spans(spans, num_img, x.shape[1]), *shared, None),
+    )
+    out = attend_streams(streams, block.num_heads, lengths, lean)
+    mlp_rows = slice(block.widths[0], None)
+    for low, high, mods in pieces(x, spans, lean):
+        part = x[:, low:high]
+        hidden = gelu_mlp(modulate(part, mods[0], mods[1]), block.linear1, mlp_rows)
+        add_gated(part, block.linear2(torch.cat([out[:, low:high], hidden], dim=-1)), mods[2])
     return x
 
 
-def final_layer(x: Tensor, shift: Tensor, scale: Tensor, linear: Linear) -> Tensor:
+def final_layer(x: Tensor, shift: Tensor, scale: Tensor, linear: Linear, lean: LeanConfig = DEFAULT) -> Tensor:
     """linear(LN(x) * (1 + scale) + shift), chunk by chunk."""
-    return torch.cat([linear(modulate(x[:, low:high], shift, scale)) for low, high in chunks(0, x.shape[1])], dim=1)
+    chunks = x.split(lean.chunk_size(x.shape[1]), dim=1)
+    return torch.cat([linear(modulate(chunk, shift, scale)) for chunk in chunks], dim=1)

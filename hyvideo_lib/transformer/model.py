@@ -5,8 +5,10 @@ Names are the released checkpoint's, so its keys load as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -19,17 +21,18 @@ from . import ops as default_ops
 from .blocks import DoubleBlock, SingleBlock
 from .config import TransformerConfig
 from .embedders import PatchEmbed, ScalarEmbed, VectorEmbed
+from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Modulation, modulate
 from .ops import Ops
 from .refiner import TokenRefiner, valid_lengths
-from .rope import RopeSettings, rope_angles, rope_rotation
+from .rope import RopeSettings, RotationTables, rotation_tables
 
 
 class BlockSource(Protocol):
     """What hands out the blocks, and computes their modulating vectors, when weights are elsewhere meanwhile."""
 
-    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        """The blocks in order, each ready to compute until the next is asked for."""
+    def through(self, blocks: Iterable[nn.Module]) -> Generator[nn.Module, None, None]:
+        """The blocks in order, each ready to compute until the next is asked for; closed early if no more are."""
         ...
 
     def remember(self, *vecs: Tensor | None) -> Callable[[nn.Module, Tensor], Mods] | None:
@@ -40,11 +43,30 @@ class BlockSource(Protocol):
 class AllResident:
     """Every block is where it computes."""
 
-    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        return iter(blocks)
+    def through(self, blocks: Iterable[nn.Module]) -> Generator[nn.Module, None, None]:
+        yield from blocks
 
     def remember(self, *vecs: Tensor | None) -> None:
         return None
+
+
+class BlockCache(Protocol):
+    """What may answer in place of blocks. The tokens that it is shown may be overwritten as soon as it returns."""
+
+    def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
+        """Image tokens after all blocks, of those before them [B, L, D]; None: compute.
+
+        modulated_fn: the first block's modulated input [B, L, D], for which its weights need not be there.
+        """
+        ...
+
+    def after_first(self, img: Tensor) -> Tensor | None:
+        """The same, asked after the first block with its result."""
+        ...
+
+    def after_blocks(self, img: Tensor) -> None:
+        """Told what the blocks made, if they were computed."""
+        ...
 
 
 class FinalLayer(nn.Module):
@@ -56,11 +78,11 @@ class FinalLayer(nn.Module):
         self.linear = ops.Linear(config.hidden_size, t * h * w * config.out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(config.hidden_size, 2 * config.hidden_size))
 
-    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vec: Tensor, lean_config: LeanConfig = LeanConfig()) -> Tensor:  # noqa: B008 (frozen)
         shift, scale = self.adaLN_modulation(vec).unsqueeze(1).chunk(2, dim=-1)
         if torch.is_grad_enabled():
             return self.linear(modulate(x, shift, scale))
-        return lean.final_layer(x, shift, scale, self.linear)
+        return lean.final_layer(x, shift, scale, self.linear, lean_config)
 
 
 class HunyuanVideoTransformer(nn.Module):
@@ -105,13 +127,16 @@ class HunyuanVideoTransformer(nn.Module):
         rope: RopeSettings = RopeSettings(),  # noqa: B008 (frozen)
         host: Host | None = None,
         source: BlockSource | None = None,
+        cache: BlockCache | None = None,
+        lean: LeanConfig = LeanConfig(),  # noqa: B008 (frozen)
     ) -> Tensor:
         """Velocity [B, C_out, T, H, W] in the compute dtype, of latents [B, C_in, T, H, W] in the transformer's scale.
 
         timesteps [B], 0..1000, not rounded. text_embeds [B, L, text_dim]; text_mask [B, L], 1 where valid, valid tokens
         first; None if all are. pooled_embeds [B, pooled_dim]. guidance: the scale itself (6.0), a number or [B];
         ignored by models without it. clean_first_frame: I2V token replace, where latent frame 0 is free of noise. host
-        is asked for interruption before every block. source: hands out the blocks where some are swapped. Raises
+        is asked for interruption before every block. source: hands out the blocks where some are swapped. cache: may
+        answer in their place. lean: how far working memory is cut down where no gradients are recorded. Raises
         InvalidSize if H or W are odd, ValueError for a mask with gaps.
 
         Padding text never changes the result: prompts are trimmed to the longest, and what padding is left is masked.
@@ -129,11 +154,11 @@ class HunyuanVideoTransformer(nn.Module):
         source = source or AllResident()
         condition = self.condition(timesteps, pooled_embeds, guidance, grid if clean_first_frame else None)
         condition = replace(condition, vectors_fn=source.remember(condition.vec, condition.first_vec))
-        img = self.img_in(latents.to(dtype))  # [B, L, D]
         txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
-        angles = rope_angles(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
-        img = self.run_blocks(img, txt, condition, rope_rotation(angles), lengths, host, source)
-        return self.unpatchify(self.final_layer(img, condition.vec), grid)
+        x = torch.cat([self.img_in(latents.to(dtype)), txt], dim=1)  # [B, L, D]
+        turn = rotation_tables(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
+        img = self.run_blocks(x, condition, turn, lengths, host, source, lean, cache)
+        return self.unpatchify(self.final_layer(img, condition.vec, lean), grid)
 
     def condition(
         self,
@@ -158,35 +183,59 @@ class HunyuanVideoTransformer(nn.Module):
 
     def run_blocks(
         self,
-        img: Tensor,
-        txt: Tensor,
+        x: Tensor,
         condition: Condition,
-        rotation: Tensor,
+        turn: RotationTables,
         lengths: list[int] | None,
         host: Host | None,
         source: BlockSource,
+        lean_config: LeanConfig,
+        cache: BlockCache | None,
     ) -> Tensor:
-        """All blocks; returns the image tokens. Without gradients the lean forms run."""
+        """All blocks over the tokens of image and text, x [B, L_img + L_txt, D], or what the cache has instead.
+
+        Returns the image tokens. lengths: valid text tokens per item. Without gradients the lean forms run, and x is
+        overwritten.
+        """
         is_lean = not torch.is_grad_enabled()
-        num_img = img.shape[1]
+        num_img = len(turn)
+        rotation = None if is_lean else turn.rows(0, num_img)
         joint_lengths = None if lengths is None else [num_img + n for n in lengths]
-        for block in source.through(self.double_blocks):
-            if host:
-                host.check_interrupt()
-            if is_lean:
-                img, txt = lean.double_block(cast(DoubleBlock, block), img, txt, condition, rotation, joint_lengths)
-            else:
-                img, txt = block(img, txt, condition, rotation, joint_lengths)
-        x = torch.cat([img, txt], dim=1)
-        del img, txt
+        img, txt = x[:, :num_img], x[:, num_img:]
+        known = cache.before_blocks(img, partial(self.first_input, img, condition)) if cache else None
+        if known is not None:
+            return known
+        with closing(source.through(self.double_blocks)) as doubles:
+            for place, block in enumerate(doubles):
+                if host:
+                    host.check_interrupt()
+                if is_lean:
+                    lean.double_block(cast(DoubleBlock, block), img, txt, condition, turn, joint_lengths, lean_config)
+                else:
+                    img, txt = block(img, txt, condition, rotation, joint_lengths)
+                known = cache.after_first(img) if cache and place == 0 else None
+                if known is not None:
+                    return known
+        if not is_lean:
+            x = torch.cat([img, txt], dim=1)
         for block in source.through(self.single_blocks):
             if host:
                 host.check_interrupt()
             if is_lean:
-                x = lean.single_block(cast(SingleBlock, block), x, condition, rotation, joint_lengths)
+                lean.single_block(cast(SingleBlock, block), x, condition, turn, joint_lengths, lean_config)
             else:
                 x = block(x, condition, rotation, joint_lengths)
+        if cache:
+            cache.after_blocks(x[:, :num_img])
         return x[:, :num_img]
+
+    def first_input(self, img: Tensor, condition: Condition) -> Tensor:
+        """What the first block's attention is given of the image: normed, shifted and scaled tokens [B, L, D]."""
+        spans = cast(DoubleBlock, self.double_blocks[0]).img_mod(condition)
+        modulated = img.new_empty(img.shape)
+        for low, high, mods in lean.pieces(img, spans, LeanConfig()):
+            modulated[:, low:high] = modulate(img[:, low:high], mods[0], mods[1])
+        return modulated
 
     def unpatchify(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """[B, L, C pt ph pw], channel slowest, to [B, C, T, H, W]."""

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from .ops import Ops
 
 NORM_EPS = 1e-6
-CHUNK_TOKENS = 2048
-"""Tokens handled at once where a result is made chunk by chunk: bounds the float32 temporaries."""
 
 Mods = tuple[Tensor, ...]
 """Shift, scale and gate vectors, [B, 1, D] each, in the order of the checkpoint."""

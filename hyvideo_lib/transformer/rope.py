@@ -61,16 +61,28 @@ def rope_angles(
 ) -> Tensor:
     """Angles [T*H*W, D/2] in radians, float32, for a patch grid (T, H, W) with w fastest."""
     per_axis = []
+    for index, angles in enumerate(axis_angles(grid, axes, theta, settings)):
+        shape = [1, 1, 1, angles.shape[1]]
+        shape[index] = grid[index]
+        per_axis.append(angles.view(shape).expand(*grid, -1))
+    return torch.cat(per_axis, dim=-1).flatten(0, 2).to(device)
+
+
+def axis_angles(
+    grid: tuple[int, int, int],
+    axes: tuple[int, int, int],
+    theta: float,
+    settings: RopeSettings = RopeSettings(),
+) -> list[Tensor]:
+    """Angles of the positions along each axis, [T, dt/2], [H, dh/2] and [W, dw/2], radians, float32, on the CPU."""
+    angles = []
     for index, (size, dim) in enumerate(zip(grid, axes, strict=True)):
         frequencies = axis_frequencies(dim, theta)
         if index == 0 and settings.extrapolate and (size - 1) * 4 + 1 > TRAINED_FRAMES:
             frequencies = riflex_frequencies(frequencies, size)
-        shape = [1, 1, 1, dim // 2]
-        shape[index] = size
         positions = torch.arange(size, dtype=torch.float32) * settings.scale[index]
-        angles = torch.outer(positions, frequencies)
-        per_axis.append(angles.view(shape).expand(*grid, dim // 2))
-    return torch.cat(per_axis, dim=-1).flatten(0, 2).to(device)
+        angles.append(torch.outer(positions, frequencies))
+    return angles
 
 
 def rope_rotation(angles: Tensor) -> Tensor:
@@ -82,3 +94,37 @@ def apply_rope(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate the pairs of x [B, L, N, D] by rotation [L, D/2]; in float32, returned in x's dtype."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation[:, None]).flatten(-2).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class RotationTables:
+    """The rotation of a whole video by axis, so that what turns some of its tokens is put together when it is needed.
+
+    axes: unit complex numbers [T, dt/2], [H, dh/2], [W, dw/2], complex64. places: where along each axis a token lies,
+    [L] int32 each, w fastest.
+    """
+
+    axes: tuple[Tensor, ...]
+    places: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return self.places[0].shape[0]
+
+    def rows(self, low: int, high: int) -> Tensor:
+        """The rotation [high - low, D/2] of the tokens from `low` up to `high`."""
+        parts = [table.index_select(0, place[low:high]) for table, place in zip(self.axes, self.places, strict=True)]
+        return torch.cat(parts, dim=-1)
+
+
+def rotation_tables(
+    grid: tuple[int, int, int],
+    axes: tuple[int, int, int],
+    theta: float,
+    settings: RopeSettings = RopeSettings(),
+    device: torch.device | None = None,
+) -> RotationTables:
+    """What `rope_rotation(rope_angles(...))` holds in full, bit for bit, by axis."""
+    tables = tuple(rope_rotation(angles).to(device) for angles in axis_angles(grid, axes, theta, settings))
+    along = [torch.arange(size, dtype=torch.int32, device=device) for size in grid]
+    places = tuple(place.flatten() for place in torch.meshgrid(*along, indexing="ij"))
+    return RotationTables(tables, places)

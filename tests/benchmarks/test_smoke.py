@@ -50,6 +50,16 @@ def test_every_case_has_both_sides_and_a_ratio_of_equal_results(name: str, capsy
     assert all(row["working_memory_bytes"] > 0 for row in rows if row["kind"] == "measured")
 
 
+def test_the_lean_blocks_are_compared_with_the_plain_ones_and_with_what_was_predicted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = run("lean", "--dtype", "float32", capsys=capsys)
+    ratios = [row for row in rows if row["side"] == "ratio"]
+    assert len(ratios) == 10
+    assert all(row["peer"] == "plain" and row["output_difference"] < 1e-5 for row in ratios)
+    assert all(0 < row["predicted_working_memory"] < 1 for row in ratios)
+
+
 def test_loading_says_cold_and_warm_and_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = run("load", "--folder", str(tmp_path), capsys=capsys)
     assert all(set(row) >= COMMON | BY_KIND[row["kind"]] for row in rows)

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "hyvideo_lib"
 GROUND = {"errors", "host", "geometry", "finite"}
 MODELS = {"transformer", "vae", "text"}
 LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "memory", "quant", "sampling"}
-LIBRARY |= {"checkpoint", "lora", "video"}
+LIBRARY |= {"caches", "checkpoint", "lora", "video"}
 MAY_IMPORT = {
     "errors": set(),
     "host": {"errors"},
@@ -27,11 +27,12 @@ MAY_IMPORT = {
     "buckets": {"errors"},
     "atomic": {"errors"},
     "attention": {"errors", "host"},
-    "memory": GROUND,
+    "memory": GROUND | {"transformer"},  # sizes from its config, and how lean its blocks are
     "transformer": GROUND | {"attention"},
     "vae": GROUND | {"attention"},
     "text": GROUND,
     "sampling": GROUND,
+    "caches": {"errors", "atomic", "sampling"},  # of the transformer it sees tokens only
     "quant": {"errors", "transformer"},  # its layers are the transformer's, with another cast
     "checkpoint": GROUND | MODELS | {"atomic", "quant"},
     "lora": {"errors", "host", "atomic", "transformer", "quant", "checkpoint"},

@@ -305,3 +305,13 @@ def test_memory_that_is_asked_for_is_made(host_module, make, mm):
     host_module.load(managed, working_bytes=0)
     host_module.ComfyHost("5").request_memory(managed.model_size())
     assert managed.loaded_size() == 0
+
+
+def test_the_room_for_a_run_counts_what_can_move_away(host_module, make, mm):
+    managed = make()
+    mm.pretend(limit=10 * managed.model_size())
+    assert host_module.room_bytes(torch.device("cpu")) is None
+    host_module.load(managed, working_bytes=0)
+    device = managed.load_device = managed.offloader.device = torch.device("meta")
+    assert host_module.free_bytes(device) == 9 * managed.model_size()
+    assert host_module.room_bytes(device) == 10 * managed.model_size()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import checkpoint_headers as headers
 import pytest
+import torch
 from checkpoint_headers import released
 
 from hyvideo_lib.checkpoint import inspect_file
@@ -174,3 +175,62 @@ def test_an_fp8_vae_is_accepted(tmp_path: Path, dtype: str) -> None:
     entries = {name: (shape, dtype) for name, (shape, _) in released("vae_tencent_diffusers").items()}
     report = report_of(tmp_path, entries)
     assert (report.quantization, report.supported, report.reason) == ("fp8_cast", True, "")
+
+
+# Pickles
+
+
+TRANSFORMER_NAMES = (
+    "double_blocks.0.img_attn_qkv.weight",
+    "txt_in.individual_token_refiner.blocks.0.norm1.weight",
+    "img_in.proj.weight",
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "is_zip", "notes"),
+    [
+        (
+            TRANSFORMER_NAMES,
+            True,
+            ("It holds 3 tensors. By its names it holds a transformer (diffusion model) (tencent).",),
+        ),
+        (TRANSFORMER_NAMES, False, ("By its names it holds a transformer (diffusion model) (tencent).",)),
+        (
+            ("after_proj_list.0.weight", "blocks.0.attn.weight"),
+            True,
+            ("It holds 2 tensors. By its names it holds a ControlNet (hunyuandit, native).",),
+        ),
+        (("a", "b"), True, ("It holds 2 tensors.",)),
+        (("a", "b"), False, ()),
+    ],
+)
+def test_what_a_pickle_seems_to_hold(tmp_path: Path, names: tuple[str, ...], is_zip: bool, notes) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({name: torch.zeros(2) for name in names}, path, _use_new_zipfile_serialization=is_zip)
+    report = inspect_file(path)
+    assert report.notes == notes
+    kind = "a PyTorch pickle (.pt, .ckpt, .bin)" if is_zip else "an old PyTorch or Python pickle"
+    assert report.reason == (
+        f"It is {kind}. Pickles can run code and are never opened here; use the .safetensors version of the file, or "
+        "make one with `hyvideo convert`."
+    )
+    assert (report.num_parameters, report.quantization, report.variant) == (0, "none", "")
+    assert (report.groups, report.missing, report.unexpected, report.wrong_shapes) == ((), (), (), ())
+
+
+def test_groups_are_counted_to_the_byte(tmp_path: Path) -> None:
+    entries = {
+        "model.a.1.weight": ([3, 2], "bfloat16"),
+        "model.a.2.weight": ([5], "bfloat16"),
+        "model.a.2.bias": ([4], "float32"),
+        "lora_unet_b_7_c.weight": ([2], "float16"),
+    }
+    groups = report_of(tmp_path, entries).groups
+    assert [
+        (group.name, group.dtype, group.tensors, group.parameters, group.num_bytes, group.scheme) for group in groups
+    ] == [
+        ("lora_unet_b", "float16", 1, 2, 4, "none"),
+        ("model", "bfloat16", 2, 11, 22, "none"),
+        ("model", "float32", 1, 4, 16, "none"),
+    ]

@@ -14,6 +14,7 @@ from hyvideo_lib.transformer.rope import (
     riflex_frequencies,
     rope_angles,
     rope_rotation,
+    rotation_tables,
 )
 
 PRIMITIVES = golden("primitives")
@@ -112,3 +113,22 @@ def test_a_rotation_in_16_bit_is_made_in_float32_and_rounded_once() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RopeSettings().extrapolate = True  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("settings", [RopeSettings(), RopeSettings(True, (1.0, 0.5, 2.0))], ids=str)
+@pytest.mark.parametrize(("low", "high"), [(0, 12_000), (0, 1), (37, 4001), (11_999, 12_000), (5, 5)])
+def test_rows_put_together_from_tables_by_axis_are_those_of_the_full_table(
+    settings: RopeSettings, low: int, high: int
+) -> None:
+    sizes = (60, 10, 20), (16, 56, 56), 256.0, settings
+    tables = rotation_tables(*sizes)
+    assert len(tables) == 12_000
+    full = rope_rotation(rope_angles(*sizes))
+    assert torch.allclose(tables.rows(low, high), full[low:high], rtol=0, atol=1e-6)
+    assert tables.rows(low, high).shape == (high - low, 64)
+
+
+def test_the_tables_by_axis_are_small() -> None:
+    tables = rotation_tables((33, 45, 80), (16, 56, 56), 256.0)
+    num_bytes = sum(part.nbytes for part in (*tables.axes, *tables.places))
+    assert num_bytes < 0.03 * rope_rotation(rope_angles((33, 45, 80), (16, 56, 56), 256.0)).nbytes

@@ -1,0 +1,69 @@
+"""`python -m benchmarks.gpu TABLE...` from the root of a checkout: JSON lines as it goes, then a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import caps, decode, step, swapped, text
+from benchmarks.rows import Options, Report
+
+TABLES = {"step": step.run, "swap": swapped.run, "caps": caps.run, "text": text.run, "decode": decode.run}
+"""Name to a generator of rows. Each is meant to end within ten minutes on a card of the H100's speed."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="timed calls (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, says nothing about speed")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only cases whose name contains this")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="append the rows to this file as well")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu together with --quick (default: cuda)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the named tables; 0, or 2 for words that make no sense here."""
+    parser = build_parser()
+    try:
+        words = parser.parse_args(argv)
+    except SystemExit as stop:
+        return 2 if stop.code else 0
+    unknown = [name for name in words.tables if name not in TABLES]
+    problem = (
+        f"unknown table {unknown[0]!r}; there are {', '.join(TABLES)}"
+        if unknown
+        else f"--repeats is {words.repeats}, but must be at least 1"
+        if words.repeats < 1
+        else "--device cuda: PyTorch sees no CUDA device"
+        if words.device.startswith("cuda") and not torch.cuda.is_available()
+        else "full sizes are for a card; a CPU can show with --quick that the scripts run"
+        if words.device == "cpu" and not words.quick
+        else None
+    )
+    if problem:
+        print(f"benchmarks.gpu: {problem}", file=sys.stderr)
+        return 2
+    options = Options(
+        repeats=words.repeats,
+        is_quick=words.quick,
+        only=words.only,
+        device=torch.device(words.device),
+        dtypes=(torch.bfloat16,),
+        folder=Path(tempfile.gettempdir()),
+    )
+    with Report(options, words.out) as report:
+        for name in words.tables:
+            for row in TABLES[name](options):
+                report.add(row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

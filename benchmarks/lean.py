@@ -1,0 +1,86 @@
+"""One block in its lean form against the plain one: memory and time by head groups, with what sizes alone predict.
+
+Both sides hold their own copy of the residual stream. The prediction is `memory.estimate` for ours, and for the plain
+single block its twenty token-wide buffers (see the README).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Side, compare
+from benchmarks.rows import OURS, Options, Row, compared_rows
+from benchmarks.transformer import MID, QUICK, build
+from hyvideo_lib.memory.estimate import transformer_bytes
+from hyvideo_lib.transformer import LeanConfig, lean
+from hyvideo_lib.transformer.blocks import DoubleBlock, SingleBlock
+from hyvideo_lib.transformer.modulation import Condition
+from hyvideo_lib.transformer.rope import RotationTables, rotation_tables
+
+SMALL = replace(QUICK, num_heads=2, rope_axes=(16, 24, 24))
+GRID, QUICK_GRID, TEXT = (16, 16, 16), (2, 4, 4), 256
+PLAIN_BUFFERS = {"double": 16, "single": 20}
+"""Token-wide buffers at the fullest moment of a plain block."""
+LEANS = (LeanConfig(), LeanConfig(2), LeanConfig(3), LeanConfig(6), LeanConfig(6, 256))
+
+
+def run(options: Options) -> Iterator[Row]:
+    config, grid = (SMALL, QUICK_GRID) if options.is_quick else (MID, GRID)
+    for dtype in options.dtypes:
+        model = build(config, dtype, options.device)
+        double, single = model.double_blocks[0], model.single_blocks[0]
+        assert isinstance(double, DoubleBlock)
+        assert isinstance(single, SingleBlock)
+        turn = rotation_tables(grid, config.rope_axes, config.rope_theta, device=options.device)
+        torch.manual_seed(1)
+        x = torch.randn(1, len(turn) + TEXT, config.hidden_size).to(options.device, dtype)
+        condition = Condition(torch.randn(1, config.hidden_size).to(options.device, dtype))
+        for kind, chosen in ((kind, chosen) for kind in PLAIN_BUFFERS for chosen in LEANS):
+            case = f"{kind} block, {x.shape[1]} tokens, {str(dtype).removeprefix('torch.')}, {describe(chosen)}"
+            if options.wants(case):
+                block = Block(double if kind == "double" else single, x, condition, turn, chosen)
+                said = transformer_bytes(config.hidden_size, config.mlp_ratio, x.shape[1], dtype.itemsize, lean=chosen)
+                for row in compared_rows("lean", case, *compare(block.sides(), options.repeats, options.device)):
+                    ratio = {"predicted_working_memory": said / (PLAIN_BUFFERS[kind] * x.nbytes)}
+                    yield {**row, **(ratio if row["side"] == "ratio" else {})}
+
+
+def describe(config: LeanConfig) -> str:
+    chunk = "" if config.chunk_tokens is None else f", chunks of {config.chunk_tokens}"
+    return f"{config.head_groups} head group{'s' * (config.head_groups > 1)}{chunk}"
+
+
+class Block:
+    """One block over given tokens in both forms."""
+
+    def __init__(
+        self,
+        block: DoubleBlock | SingleBlock,
+        x: Tensor,
+        condition: Condition,
+        turn: RotationTables,
+        config: LeanConfig,
+    ) -> None:
+        self.block, self.x, self.condition, self.turn, self.config = block, x, condition, turn, config
+        self.rotation = turn.rows(0, len(turn))
+
+    def sides(self) -> dict[str, Side]:
+        return {OURS: self.lean, "plain": self.plain}
+
+    def plain(self) -> Tensor:
+        x, n = self.x.clone(), len(self.turn)
+        if isinstance(self.block, SingleBlock):
+            return self.block(x, self.condition, self.rotation, None)[:, :n]
+        return self.block(x[:, :n], x[:, n:], self.condition, self.rotation, None)[0]
+
+    def lean(self) -> Tensor:
+        x, n = self.x.clone(), len(self.turn)
+        if isinstance(self.block, SingleBlock):
+            lean.single_block(self.block, x, self.condition, self.turn, None, self.config)
+        else:
+            lean.double_block(self.block, x[:, :n], x[:, n:], self.condition, self.turn, None, self.config)
+        return x[:, :n]

@@ -1,0 +1,156 @@
+"""The table of step caches, and what a run is told about the one it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidSetting
+from .easycache import EasyCache, EasyRule
+from .first_block import FirstBlockCache, FirstBlockRule
+from .magcache import CURVES, MagCache, MagRule
+from .ratios import MagCurve, find_curve
+from .run import Limits, Rule, StepCache, StoreFn
+from .teacache import TeaCache, TeaRule
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the table of caches.
+
+    threshold, start, max_skips: used where the user names none; their source is in the entry's comment. tokens_wide:
+    token-wide tensors that are kept for each branch. description: one line for help texts and menus.
+    """
+
+    make: Callable[[Limits, Sequence[float], Callable[[StoreFn], Rule]], StepCache]
+    rule: Callable[[float, StoreFn, MagCurve | None], Rule]
+    threshold: float
+    start: float
+    max_skips: int | None
+    tokens_wide: int
+    description: str
+
+
+def _mag_rule(threshold: float, store: StoreFn, curve: MagCurve | None) -> Rule:
+    assert curve is not None
+    return MagRule(threshold, curve)
+
+
+METHODS: dict[str, Method] = {
+    # 0.1 and 0.15 are its authors' for HunyuanVideo (1.6 and 2.1 times the speed at 50 steps).
+    "teacache": Method(
+        TeaCache,
+        lambda threshold, store, curve: TeaRule(threshold, store),
+        0.1,
+        0.0,
+        None,
+        2,
+        "TeaCache: how far the first block's input moved, through a polynomial fitted to HunyuanVideo.",
+    ),
+    # 0.06 is ParaAttention's for HunyuanVideo.
+    "first_block": Method(
+        FirstBlockCache,
+        lambda threshold, store, curve: FirstBlockRule(threshold, store),
+        0.06,
+        0.0,
+        None,
+        3,
+        "First-block cache: computes one block and asks how far its result moved.",
+    ),
+    # 0.025, with 5 of 50 steps computed first, is its authors' for HunyuanVideo.
+    "easycache": Method(
+        EasyCache,
+        lambda threshold, store, curve: EasyRule(threshold, store),
+        0.025,
+        0.1,
+        None,
+        0,
+        "EasyCache: how far the latents moved, at the rate this run showed so far. Needs next to no memory.",
+    ),
+    # 0.12 with 4 skips and a fifth of the steps computed first is its authors' for HunyuanVideo (0.24 with 6 is their
+    # faster one).
+    "magcache": Method(
+        MagCache,
+        lambda threshold, store, curve: _mag_rule(threshold, store, curve),
+        0.12,
+        0.2,
+        4,
+        1,
+        "MagCache: how the size of what the blocks add changes, along a curve measured beforehand.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Which step cache a run uses, and how freely. Checked when made; raises InvalidSetting.
+
+    threshold: drift from which on steps are computed: higher skips more and costs quality; 0 skips nothing. start, end:
+    where in the run steps may be skipped, as fractions of its steps. max_skips: steps skipped in a row at most, 0
+    without bound. None leaves each to the method. on_host: what is kept waits in RAM instead of on the device. curve:
+    MagCache's, if measured by the user.
+    """
+
+    method: str = "teacache"
+    threshold: float | None = None
+    start: float | None = None
+    end: float = 1.0
+    max_skips: int | None = None
+    on_host: bool = False
+    curve: MagCurve | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidSetting(f"cache is {self.method!r}, but must be one of: {', '.join(METHODS)}.")
+        limits = self.limits
+        if not 0.0 <= limits.threshold < float("inf"):
+            raise InvalidSetting(
+                f"The cache's threshold is {limits.threshold}, but must be 0 or more. 0 skips nothing; "
+                f"{self.method} usually takes {METHODS[self.method].threshold}."
+            )
+        if not (0.0 <= limits.start <= 1.0 and 0.0 <= limits.end <= 1.0 and limits.start < limits.end):
+            raise InvalidSetting(
+                f"The cache's start is {limits.start} and its end {limits.end}, but they must be fractions of the run "
+                "from 0 to 1, the start before the end."
+            )
+        if self.max_skips is not None and self.max_skips < 0:
+            raise InvalidSetting(f"max_skips is {self.max_skips}, but must be 0 or more; 0 is without bound.")
+
+    @property
+    def limits(self) -> Limits:
+        """The numbers that hold, the method's where none was named."""
+        method = METHODS[self.method]
+        return Limits(
+            self.method,
+            method.threshold if self.threshold is None else self.threshold,
+            method.start if self.start is None else self.start,
+            self.end,
+            method.max_skips if self.max_skips is None else self.max_skips or None,
+            self.on_host,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values for a file's settings."""
+        limits = self.limits
+        names = ("method", "threshold", "start", "end", "max_skips")
+        return {name: getattr(limits, name) for name in names}
+
+    def begin_run(self, levels: Sequence[float], model: tuple[int, int, int], pixels: int) -> StepCache:
+        """The state of one run. levels: its sigmas. model: width, double and single blocks. pixels: of a frame.
+
+        Raises InvalidSetting where MagCache has no curve for the model.
+        """
+        method, limits = METHODS[self.method], self.limits
+        curve = self.curve
+        if self.method == "magcache" and curve is None:
+            curve = find_curve(CURVES, model, pixels)
+        return method.make(limits, levels, lambda store: method.rule(limits.threshold, store, curve))
+
+    def device_bytes(self, hidden_size: int, tokens: int, item_size: int, branches: int) -> int:
+        """Bytes on the device beside those of a run without a cache. tokens: of the image; branches: of the guidance.
+
+        What is kept in RAM passes through one token-wide tensor.
+        """
+        kept = 1 if self.on_host else METHODS[self.method].tokens_wide
+        return kept * branches * tokens * hidden_size * item_size

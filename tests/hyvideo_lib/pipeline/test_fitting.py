@@ -1,0 +1,82 @@
+"""One run of the sampler: how it makes do with the memory there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import TRANSFORMER, relative_error, tiny_transformer
+
+from hyvideo_lib.host import HeadlessHost
+from hyvideo_lib.pipeline import Files, GenerateRequest, SampleRun, generate, offload_transformer
+from hyvideo_lib.quant import cast_fp8
+from hyvideo_lib.sampling import GuidanceConfig, make_sigmas
+from hyvideo_lib.text import TextEmbeds
+from hyvideo_lib.transformer import LeanConfig
+
+SHAPE = 3, 64, 64
+
+
+@pytest.fixture
+def run() -> SampleRun:
+    model = tiny_transformer().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(1, 5, TRANSFORMER.text_dim, generator=generator)
+    pooled = torch.randn(1, TRANSFORMER.pooled_dim, generator=generator)
+    embeds = TextEmbeds(text, torch.ones(1, 5).long(), pooled, (0,))
+    source = offload_transformer(model)
+    return SampleRun(model, embeds, embeds, make_sigmas(2, 3.0), 0.5, HeadlessHost(), source=source)
+
+
+def test_without_a_bound_a_run_stays_as_it_is(run: SampleRun) -> None:
+    assert run.fitted(SHAPE, None) is run
+
+
+def test_a_run_is_cut_down_only_as_far_as_the_room_asks_for(run: SampleRun) -> None:
+    assert run.source
+    wide = run.working_bytes(SHAPE)
+    enough = run.source.num_bytes + wide
+    assert run.fitted(SHAPE, enough).lean == LeanConfig()
+    cut = run.fitted(SHAPE, enough - 1)
+    assert cut.lean == LeanConfig(2)
+    assert cut.working_bytes(SHAPE) < wide
+    assert run.fitted(SHAPE, 0).lean == LeanConfig(2, 256)
+
+
+def test_where_weights_do_not_fit_beside_it_the_work_takes_up_to_half_of_the_room(run: SampleRun) -> None:
+    assert run.source
+    run.source.num_bytes = 100 * run.working_bytes(SHAPE)
+    assert run.fitted(SHAPE, 2 * run.working_bytes(SHAPE)).lean == LeanConfig()
+    assert run.fitted(SHAPE, 2 * run.working_bytes(SHAPE) - 2).lean == LeanConfig(2)
+
+
+def test_both_passes_of_cfg_at_once_need_twice_the_room(run: SampleRun) -> None:
+    both = replace(run, guidance=GuidanceConfig(cfg_scale=3.0))
+    in_turn = replace(run, guidance=GuidanceConfig(cfg_scale=3.0, batched=False))
+    assert both.working_bytes(SHAPE) > 1.6 * in_turn.working_bytes(SHAPE)
+
+
+def test_weights_that_are_cast_on_use_count_as_a_copy_of_the_largest(run: SampleRun) -> None:
+    before = run.working_bytes(SHAPE)
+    layer = run.model.get_submodule("single_blocks.0.linear1")
+    layer.weight = torch.nn.Parameter(cast_fp8(layer.weight), False)
+    assert run.working_bytes(SHAPE) - before == 4 * layer.weight.numel()
+
+
+def test_a_run_on_little_memory_makes_the_same_video(run: SampleRun) -> None:
+    start = torch.zeros(1, TRANSFORMER.out_channels, 3, 8, 8)
+    made = run.make(start, 0)
+    assert relative_error(run.fitted((3, 8, 8), 0).make(start, 0), made) <= 1e-5
+
+
+def test_a_stage_fits_its_runs_to_the_device(tiny_files, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    from hyvideo_lib.pipeline import stages
+
+    request = GenerateRequest("a red circle", width=32, height=32, frames=5, steps=2, seed=5)
+    files = Files(**vars(tiny_files))
+    expected = generate(request, files).latents
+    monkeypatch.setattr(stages, "free_device_bytes", lambda device: 1000)
+    with caplog.at_level("INFO", logger="hyvideo"):
+        assert relative_error(generate(request, files).latents, expected) <= 1e-4
+    assert "heads attend in 2 groups" in caplog.text

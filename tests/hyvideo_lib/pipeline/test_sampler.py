@@ -1,0 +1,296 @@
+"""Runs with a step cache, on a transformer with random weights: what is skipped, and that nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from hyvideo_lib.caches import METHODS, CacheConfig, MagCurve
+from hyvideo_lib.errors import InvalidSetting
+from hyvideo_lib.host import HeadlessHost
+from hyvideo_lib.memory import BlockSwap, Offloader, block_stream
+from hyvideo_lib.memory.copy_engine import StreamCopyEngine
+from hyvideo_lib.pipeline import SampleRun
+from hyvideo_lib.sampling import SOLVERS, GuidanceConfig, make_sigmas
+from hyvideo_lib.text import TextEmbeds
+from hyvideo_lib.transformer import HunyuanVideoTransformer
+
+STEPS = 8
+SIGMAS = make_sigmas(STEPS, 3.0)
+START = torch.zeros(1, 4, 3, 4, 6)
+CURVE = MagCurve(tuple(SIGMAS[:-1].tolist()), (1.01,) * (STEPS - 1))
+FREE = {"teacache": 0.5, "first_block": 10.0, "easycache": 1.0, "magcache": 0.1}
+"""Thresholds that skip some of the steps here."""
+
+
+class Counting(HunyuanVideoTransformer):
+    """Notes what it is asked to compute: every block by its place, and what the first block's input was."""
+
+    def watch(self):
+        self.computed, self.inputs = [], []
+        for place, block in enumerate(self.blocks):
+            name = "img_mod" if hasattr(block, "img_mod") else "modulation"
+            getattr(block, name).register_forward_hook(lambda *_, place=place: self.computed.append(place))
+        return self
+
+    def first_input(self, img, condition):
+        modulated = super().first_input(img, condition)
+        self.computed.pop()  # the modulation that was asked for outside of its block
+        self.inputs.append(modulated.clone())
+        return modulated
+
+
+@pytest.fixture
+def model():
+    made = Counting(tiny.TRANSFORMER)
+    tiny.randomise(made, 0)
+    return made.requires_grad_(False).watch()
+
+
+def embeds(seed: int, tokens: int = 7) -> TextEmbeds:
+    inputs = tiny.transformer_inputs(text_tokens=tokens, seed=seed)
+    return TextEmbeds(inputs["text_embeds"], inputs["text_mask"], inputs["pooled_embeds"], (0,))
+
+
+def config(method: str, threshold: float | None = None, **more) -> CacheConfig:
+    return CacheConfig(method, FREE[method] if threshold is None else threshold, curve=CURVE, **more)
+
+
+def make_run(model, cache=None, **more) -> SampleRun:
+    return SampleRun(model, embeds(1), embeds(2, 5), SIGMAS, 0.5, HeadlessHost(), cache=cache, **more)
+
+
+def sample(run: SampleRun, **more):
+    """(latents, what the cache did)."""
+    cache = run.start_cache((3, 4, 6))
+    latents = run.make(START, 0, step_cache=cache, **more)
+    return latents, cache and cache.report
+
+
+CFG = {
+    "no CFG": GuidanceConfig(),
+    "batched": GuidanceConfig(cfg_scale=3.0),
+    "in turn": GuidanceConfig(cfg_scale=3.0, batched=False),
+    "for a part": GuidanceConfig(cfg_scale=3.0, cfg_start=0.3, cfg_end=0.6),
+}
+
+
+@pytest.mark.parametrize("guidance", CFG.values(), ids=CFG)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_with_a_threshold_of_zero_nothing_is_skipped_and_nothing_changes(model, method, solver, guidance):
+    plain, _ = sample(make_run(model, solver=solver, guidance=guidance))
+    latents, report = sample(make_run(model, config(method, 0.0), solver=solver, guidance=guidance))
+    assert torch.equal(latents, plain)
+    assert (report.skipped_passes, report.steps) == (0, STEPS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_skipped_passes_compute_no_blocks_but_the_first_where_the_method_looks_at_it(model, method):
+    plain, _ = sample(make_run(model))
+    assert model.computed == [0, 1, 2, 3] * STEPS
+    model.computed.clear()
+    latents, report = sample(make_run(model, config(method)))
+    assert 0 < report.skipped_steps < STEPS - 1
+    each = [0] if method == "first_block" else []
+    computed = report.steps - report.skipped_steps
+    assert len(model.computed) == 4 * computed + len(each) * report.skipped_steps
+    assert model.computed.count(3) == computed
+    assert latents.isfinite().all()
+    assert not torch.equal(latents, plain)
+    assert torch.equal(sample(make_run(model, config(method)))[0], latents)
+
+
+def test_a_run_skips_the_steps_that_the_formula_says(model):
+    """From the inputs that the model really had, with the polynomial worked out anew."""
+    _, report = sample(make_run(model, config("teacache", 0.3)))
+    inputs = [modulated.double().numpy() for modulated in model.inputs]
+    assert len(inputs) == STEPS
+    drift, skipped = 0.0, 0
+    for step, (before, now) in enumerate(pairwise(inputs), 1):
+        change = np.abs(now - before).mean() / np.abs(before).mean()
+        drift += np.polyval([733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896], change)
+        if drift < 0.3 and step < STEPS - 1:
+            skipped += 1
+        else:
+            drift = 0.0
+    assert report.skipped_steps == skipped > 0
+
+
+def test_the_modulated_input_is_what_the_first_block_computes_with(model):
+    seen = []
+    model.double_blocks[0].img_attn_qkv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    sample(make_run(model, config("teacache", 0.0)))
+    assert len(seen) == len(model.inputs) == STEPS
+    assert all(torch.equal(a, b) for a, b in zip(seen, model.inputs, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_branches_in_turn_decide_as_each_does_alone(model, method):
+    """Shown the same latents, a branch skips the same steps and answers the same whether the other is there or not."""
+
+    def answers(guidance, prompt) -> tuple[list[torch.Tensor], list[bool]]:
+        run = replace(make_run(model, config(method), guidance=guidance), positive=prompt)
+        cache = run.start_cache((3, 4, 6))
+        velocity_fn = run._velocity_fn(run, cache)
+        latents, found, skipped = torch.randn(START.shape, generator=torch.Generator().manual_seed(9)), [], []
+        for sigma, sigma_next in pairwise(SIGMAS.tolist()):
+            before = cache.report.skipped_passes
+            found.append(velocity_fn(latents, sigma))
+            skipped.append(cache.report.skipped_passes - before)
+            latents = latents * (1 + 0.2 * (sigma_next - sigma))
+        return found, skipped
+
+    alone, negative = answers(CFG["no CFG"], embeds(1)), answers(CFG["no CFG"], embeds(2, 5))
+    both = answers(CFG["in turn"], embeds(1))
+    assert both[1] == [a + b for a, b in zip(alone[1], negative[1], strict=True)]
+    assert 0 < sum(both[1]) < 2 * STEPS - 2
+    for found, pos, neg in zip(both[0], alone[0], negative[0], strict=True):
+        assert torch.equal(found, neg + 3.0 * (pos - neg))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_prompts_make_both_branches_one_run(model, method):
+    """CFG between a prompt and itself is that prompt, batched or in turn: nothing of a branch reaches the other."""
+    alone, report = sample(make_run(model, config(method)))
+    for batched in (True, False):
+        run = replace(
+            make_run(model, config(method), guidance=GuidanceConfig(cfg_scale=3.0, batched=batched)), negative=embeds(1)
+        )
+        both, twice = sample(run)
+        assert twice.skipped_steps == report.skipped_steps
+        assert tiny.relative_error(both, alone) < 1e-4  # float32, amplified by the scale
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cfg_for_a_part_of_the_run_comes_and_goes_between_batches_of_one_and_two(model, method):
+    latents, report = sample(make_run(model, config(method), guidance=CFG["for a part"]))
+    assert latents.isfinite().all()
+    assert report.steps == report.passes == STEPS
+    assert report.skipped_steps < STEPS - 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_waits_in_ram_gives_the_same_video(model, method):
+    for guidance in (CFG["no CFG"], CFG["batched"]):
+        kept, _ = sample(make_run(model, config(method), guidance=guidance))
+        assert torch.equal(sample(make_run(model, config(method, on_host=True), guidance=guidance))[0], kept)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_heun_takes_one_decision_a_level(model, method):
+    latents, report = sample(make_run(model, config(method), solver="heun"))
+    assert (report.steps, report.passes) == (STEPS, 2 * STEPS - 1)
+    assert 0 < report.skipped_steps < STEPS - 1
+    # The first level has one call, all others two.
+    assert report.skipped_passes == 2 * report.skipped_steps
+    assert latents.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_video_starts_anew(model, method):
+    run = make_run(model, config(method))
+    first, second = (run.make(START, seed) for seed in (0, 1))
+    assert torch.equal(run.make(START, 0), first)
+    fresh = make_run(model, config(method))
+    assert torch.equal(fresh.make(START, 1), second)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inpainting_keeps_what_it_is_told_to(model, method):
+    start = torch.randn(START.shape, generator=torch.Generator().manual_seed(5))
+    mask = torch.zeros(1, 1, 1, 4, 6)
+    mask[..., 3:] = 1
+    latents, report = sample_from(make_run(model, config(method)), start, mask)
+    plain, _ = sample_from(make_run(model), start, mask)
+    assert report.skipped_steps > 0
+    assert torch.allclose(latents[..., :3], start[..., :3], atol=1e-5)
+    assert not torch.equal(latents[..., 3:], plain[..., 3:])
+    exact, _ = sample_from(make_run(model, config(method, 0.0)), start, mask)
+    assert torch.equal(exact, plain)
+
+
+def sample_from(run: SampleRun, start, mask):
+    cache = run.start_cache((3, 4, 6))
+    return run.make(start, 0, mask, cache), cache and cache.report
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["teacache", "first_block", "magcache"])
+def test_a_clean_first_frame_is_modulated_by_itself(model, method):
+    """Token replace: the cache sees the first block's real input, and its answers are those of the blocks."""
+    inputs = tiny.transformer_inputs()
+    plain = model(**inputs, clean_first_frame=True)
+    seen = []
+    handle = model.double_blocks[0].img_attn_qkv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    cache = config(method).begin_run(SIGMAS.tolist(), (48, 2, 2), 1024)
+    model.inputs.clear()
+    cache.begin(1.0, ("positive",))
+    assert torch.equal(model(**inputs, clean_first_frame=True, cache=cache), plain)
+    if method == "teacache":
+        assert torch.equal(model.inputs[0], torch.cat(seen[:2], dim=1))  # the first frame goes by itself
+    handle.remove()
+    level = SIGMAS.tolist()[3]
+    cache.begin(level, ("positive",))
+    again = model(**inputs, clean_first_frame=True, cache=cache)  # the same inputs: nothing moved
+    assert cache.report.skipped_steps == 1
+    assert tiny.relative_error(again, plain) < 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("guidance", [CFG["no CFG"], CFG["in turn"]], ids=["no CFG", "in turn"])
+def test_streamed_blocks_are_cut_short_and_go_on(monkeypatch, model, method, guidance):
+    """Slots that are filled with garbage as soon as they are released: an answer computed in one would show it."""
+
+    class Poisoned(StreamCopyEngine):
+        def release(self, slot):
+            super().release(slot)
+            self.slots[slot].fill_(255)
+
+    monkeypatch.setattr(block_stream, "StreamCopyEngine", Poisoned)
+    home = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    expected, report = sample(make_run(model, config(method), guidance=guidance))
+    for swap in (BlockSwap(2, 2), BlockSwap(1, 2), BlockSwap(2, 2, prefetch=0), BlockSwap(2, 0, prefetch=3)):
+        offloader = Offloader(
+            model,
+            model.blocks,
+            len(model.double_blocks),
+            swap,
+            copy_fn=lambda tensor, device: tensor.clone(),
+            can_stream_fn=lambda device: True,
+            aside=model.modulations,
+        )
+        offloader.load("cpu")
+        for _ in range(2):
+            latents, again = sample(make_run(model, config(method), guidance=guidance, source=offloader))
+            assert torch.equal(latents, expected)
+            assert again == report
+        blocks = {name for name in home if name.split(".")[0] in ("double_blocks", "single_blocks")}
+        if offloader.num_swapped == len(model.blocks):
+            assert all(model.state_dict()[name].data_ptr() == home[name] for name in blocks)
+        offloader.go_home()
+        assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == home
+
+
+def test_a_cache_takes_working_memory_for_every_branch(model):
+    plain, cached, twice = (
+        make_run(model, cache, guidance=guidance).working_bytes((3, 4, 6))
+        for cache, guidance in (
+            (None, CFG["no CFG"]),
+            (config("teacache"), CFG["no CFG"]),
+            (config("teacache"), CFG["in turn"]),
+        )
+    )
+    image = 3 * 2 * 3 * 48 * 4
+    assert cached - plain == 2 * image
+    assert twice - plain == 4 * image
+
+
+def test_magcache_without_a_curve_for_the_model_is_refused_before_the_run(model):
+    with pytest.raises(InvalidSetting, match="--measure-ratios"):
+        make_run(model, CacheConfig("magcache")).start_cache((3, 4, 6))
