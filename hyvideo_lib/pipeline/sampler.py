@@ -27,6 +27,13 @@ def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None =
     return Offloader(model, model.blocks, len(model.double_blocks), swap, aside=model.modulations)
 
 
+def memo_bytes(source: Offloader, model: HunyuanVideoTransformer, steps: int, uses_cfg: bool) -> int:
+    """The modulating vectors of all steps, and the largest of the layers that make them."""
+    numbers = sum(modulation.linear.out_features for modulation in model.modulations)
+    branches = 2 if uses_cfg else 1
+    return branches * min(steps, KEPT) * numbers * model.compute_dtype.itemsize + source.visit_bytes
+
+
 class _Listener:
     """Takes the transformer's calls, hears the conditioning vectors and computes nothing else."""
 
@@ -151,7 +158,7 @@ class SampleRun:
         branches = 2 if self.guidance.uses_cfg else 1
         image = self._image_tokens(latent_shape)
         kept = self.cache.device_bytes(self.config.hidden_size, image, item_size, branches) if self.cache else 0
-        return lora_bytes(self.loras, item_size) + self._memo_bytes(item_size) + self._cast_bytes(item_size) + kept
+        return kept + lora_bytes(self.loras, item_size) + self._memo_bytes() + self._cast_bytes(item_size)
 
     def _cast_bytes(self, item_size: int) -> int:
         """The largest weight that is cast when it is used, which is a copy for as long as that takes."""
@@ -159,13 +166,10 @@ class SampleRun:
         cast = [layer for layer in linears if _rests_otherwise(layer, self.model.compute_dtype)]
         return max((layer.in_features * layer.out_features for layer in cast), default=0) * item_size
 
-    def _memo_bytes(self, item_size: int) -> int:
-        """The modulating vectors of all steps, and the largest of the layers that make them."""
+    def _memo_bytes(self) -> int:
         if self.source is None:
             return 0
-        numbers = sum(modulation.linear.out_features for modulation in self.model.modulations)
-        branches = 2 if self.guidance.uses_cfg else 1
-        return branches * min(len(self.sigmas), KEPT) * numbers * item_size + self.source.visit_bytes
+        return memo_bytes(self.source, self.model, len(self.sigmas), self.guidance.uses_cfg)
 
     def start_cache(self, latent_shape: tuple[int, int, int]) -> StepCache | None:
         """The step cache of one video with latents of (T, H, W), for `make`: afterwards it tells what it skipped.

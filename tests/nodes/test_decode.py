@@ -122,7 +122,8 @@ def test_every_tile_moves_the_bar_and_the_text(decode, latents, bars, texts):
     assert bars.shown == [(i, 9) for i in range(1, 10)]
     assert bars.nodes == {"7"}
     assert texts()[0] == "decoding"
-    assert texts()[-1].startswith("decoding 9/9, ")
+    assert texts()[-2].startswith("decoding 9/9, ")
+    assert texts()[-1].endswith(", tiles 32 x 32 x 16, overlap 0.25")  # the report
 
 
 def test_the_time_left_is_that_of_one_video(decode, bars, texts):

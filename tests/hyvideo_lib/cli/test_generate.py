@@ -38,6 +38,11 @@ def test_a_prompt_becomes_a_file_that_tells_how_it_was_made(generate):
         "seconds"
     ].keys()
     assert video["seconds"].keys() == settings["seconds"].keys() | {"write"}
+    stages = video["report"]["stages"]
+    assert {name: stage["seconds"] for name, stage in stages.items()} == video["seconds"]
+    assert {**settings["report"]["stages"], "write": stages["write"]} == stages
+    assert (stages["sample"]["attention"], stages["sample"]["swapped_blocks"]) == ("sdpa", 0)
+    assert stages["decode"]["tiles"] == "256 x 256 x 64, overlap 0.25"
     assert read_frames(Path(video["file"]), 32, 32, 5, 24).shape == (5, 32, 32, 3)
     assert [path.name for path in Path("new/folder").iterdir()] == ["a.mp4"]
 
@@ -280,7 +285,7 @@ def test_a_broken_vae_keeps_the_latents_and_they_can_be_decoded_later(generate, 
     assert kept.exists()
     assert torch.equal(*(read_frames(Path(name), 32, 32, 5, 24) for name in ("a.mp4", "b.mp4")))
     timeless = [
-        {k: v for k, v in a.report["videos"][0]["settings"].items() if k not in ("seconds", "files")}
+        {k: v for k, v in a.report["videos"][0]["settings"].items() if k not in ("seconds", "files", "report")}
         for a in (whole, later)
     ]
     assert timeless[0] == timeless[1]
