@@ -18,6 +18,7 @@ from benchmarks.transformer import MID, QUICK, build
 from hyvideo_lib.memory.estimate import transformer_bytes
 from hyvideo_lib.transformer import LeanConfig, lean
 from hyvideo_lib.transformer.blocks import DoubleBlock, SingleBlock
+from hyvideo_lib.transformer.lean import Form
 from hyvideo_lib.transformer.modulation import Condition
 from hyvideo_lib.transformer.rope import RotationTables, rotation_tables
 
@@ -80,7 +81,7 @@ class Block:
     def lean(self) -> Tensor:
         x, n = self.x.clone(), len(self.turn)
         if isinstance(self.block, SingleBlock):
-            lean.single_block(self.block, x, self.condition, self.turn, None, self.config)
+            lean.single_block(self.block, x, self.condition, self.turn, None, Form(self.config))
         else:
-            lean.double_block(self.block, x[:, :n], x[:, n:], self.condition, self.turn, None, self.config)
+            lean.double_block(self.block, x[:, :n], x[:, n:], self.condition, self.turn, None, Form(self.config))
         return x[:, :n]

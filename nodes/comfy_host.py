@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..hyvideo_lib.attention import Backend, Kernel
 from ..hyvideo_lib.memory import Offloader
 
 logger = logging.getLogger(__name__)
@@ -262,6 +263,26 @@ def _managed_class() -> type[Any]:
             return None
 
     return ManagedModel
+
+
+# Attention
+
+
+def load_attention() -> Kernel:
+    """The attention that ComfyUI itself uses, by its own options."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = optimized_attention(q, k, v, heads=q.shape[1], skip_reshape=True)  # [B, L, N D]
+        return out.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
+
+    return attend
+
+
+ATTENTION = Backend(
+    "comfyui", load_attention, "It is ComfyUI's own, chosen by the options ComfyUI was started with.", is_exact=False
+)
+"""Not exact as far as can be told: with --use-sage-attention it multiplies in 8 bits."""
 
 
 # Progress, previews, interruption

@@ -121,6 +121,7 @@ class Sampler(io.ComfyNode):
         run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
         caches = [run.start_cache(given.shape[2:]) for _ in given]
         comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
+        run = run.attending(model.attention, given.shape[2:])
         seeds = consecutive_seeds(seed, len(given))
         videos = [run.make(given[i : i + 1], seed, masks and masks[i], caches[i]) for i, seed in enumerate(seeds)]
         reports = [step_cache.report for step_cache in caches if step_cache]

@@ -1,31 +1,48 @@
-"""The one attention function: exact softmax attention over the valid tokens of each batch item."""
+"""The one attention function: softmax attention over the valid tokens of each batch item, by a kernel of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .sdpa import sdpa
+from .backend import Backend, Kernel
+from .flash import FLASH_2, FLASH_3
+from .kitchen import KITCHEN
+from .sage import SAGE
+from .sdpa import SDPA, sdpa
+from .xformers import XFORMERS
+
+AUTO = "auto"
+"""The fastest exact backend of those that work."""
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (SDPA, FLASH_2, FLASH_3, SAGE, XFORMERS, KITCHEN)}
+
+AttendFn = Callable[[Tensor, Tensor, Tensor, Sequence[int] | None], Tensor]
+"""`attend`, or the same with another kernel."""
 
 PER_ITEM_TOKENS = 2048
 """From this length on, items of unequal length run one by one: a mask would rule out the fast kernels."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+def register(backend: Backend) -> None:
+    """Add a backend that a host brings along to the table; one of the same name is replaced."""
+    BACKENDS[backend.name] = backend
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None = None, kernel: Kernel = sdpa) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for [B, N, L, D]; every token sees all valid tokens of its own item.
 
     lengths: valid tokens per item, at the front; None if all are. What rows past an item's length hold is finite and
-    otherwise unspecified.
+    otherwise unspecified. Kernels but PyTorch's take no mask: with them, unequal items always run one by one.
     """
     longest = q.shape[2]
     if lengths is None or all(length == longest for length in lengths):
-        return sdpa(q, k, v)
-    if longest >= PER_ITEM_TOKENS:
+        return kernel(q, k, v)
+    if longest >= PER_ITEM_TOKENS or kernel is not sdpa:
         out = torch.zeros_like(v)
         for i, n in enumerate(lengths):
-            out[i : i + 1, :, :n] = sdpa(q[i : i + 1, :, :n], k[i : i + 1, :, :n], v[i : i + 1, :, :n])
+            out[i : i + 1, :, :n] = kernel(q[i : i + 1, :, :n], k[i : i + 1, :, :n], v[i : i + 1, :, :n])
         return out
     valid = torch.arange(longest, device=q.device) < torch.tensor(lengths, device=q.device)[:, None]
     return sdpa(q, k, v, mask=valid[:, None, None, :])

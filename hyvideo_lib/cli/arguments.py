@@ -15,6 +15,7 @@ SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 TEMPLATES = ("video", "image", "none")
 CACHES = ("teacache", "first_block", "easycache", "magcache")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTION = ("auto", "sdpa", "flash_attn_2", "flash_attn_3", "sage", "xformers", "comfy_kitchen")
 STORAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -184,6 +185,12 @@ def add_device(parser: Parser) -> None:
         "--fp8-matmul",
         action="store_true",
         help="multiply its fp8 weights in fp8: faster on RTX 40 series, H100 and newer, and less exact",
+    )
+    group.add_argument(
+        "--attention",
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(ATTENTION)}; `hyvideo doctor` says which run here (default: auto, the fastest exact one)",
     )
     group.add_argument(
         "--vae-dtype", default="auto", metavar="NAME", help="auto is float16 on CUDA and float32 elsewhere"

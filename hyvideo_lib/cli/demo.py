@@ -59,13 +59,16 @@ def run(options: Namespace, console: Console) -> int:
     request.check()
     files = Files(assets.TRANSFORMER, assets.VAE, assets.LLM, assets.CLIP)
     check_complete(files.transformer.parent, [files.transformer, files.vae, files.llm, files.clip])
-    loras = check_loras(request.loras, check_files(files)["transformer"])
+    report = check_files(files)["transformer"]
+    loras = check_loras(request.loras, report)
+    precision, device = precision_options(options), choose_device(options.device)
+    precision.check_attention(device, report.config or {})
     (names,) = numbered(output, 1, request.videos)
     tasks = [Task(request, seed, name) for seed, name in zip(request.seeds, names, strict=True)]
     renderer = Renderer(
         files,
-        precision_options(options),
-        choose_device(options.device),
+        precision,
+        device,
         console,
         overwrite=options.force or options.out is None,
         loras=loras,

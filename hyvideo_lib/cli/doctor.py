@@ -27,6 +27,9 @@ class Package(NamedTuple):
     need: str = ""
 
 
+HEAD_DIM = 128
+"""Width of the released model's heads."""
+
 PACKAGES = (
     Package("torch", "torch", "see https://pytorch.org for the command that fits your device", "everything"),
     Package("numpy", "numpy", "pip install numpy", "reading and writing videos"),
@@ -112,11 +115,11 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _attention(device: str) -> dict[str, str]:
-    """PyTorch's attention kernels, each tried on a small input: "ok", or why not."""
+    """PyTorch's attention kernels and the other backends, each tried on a small input: "ok", or why not."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from ..attention import attend
+    from ..attention import BACKENDS, attend, verdicts
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     q, k, v = torch.randn(3, 1, 2, 64, 64, generator=torch.Generator().manual_seed(0)).to(device, dtype)
@@ -144,6 +147,9 @@ def _attention(device: str) -> dict[str, str]:
     results = {"sdpa": probe(lambda: attend(q, k, v))}
     for name, backend in kernels.items():
         results[f"sdpa {name}"] = probe(lambda backend=backend: with_kernel(backend))  # type: ignore[misc]
+    for name, verdict in verdicts(torch.device(device), HEAD_DIM, dtype).items():
+        if name != "sdpa":
+            results[name] = "ok" if verdict else f"{verdict.reason}. {BACKENDS[name].install}"
     return results
 
 

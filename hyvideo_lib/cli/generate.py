@@ -151,6 +151,7 @@ def _generate(options: Namespace, console: Console) -> int:
         check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
     loras = check_loras(request.loras, reports["transformer"])
     check_cache(request.cache, reports["transformer"], request.width * request.height)
+    precision.check_attention(device, reports["transformer"].config or {})
     console.note(f"Seed {request.seed}")
     renderer = Renderer(
         files, precision, device, console, options.force, loras, swap_options(options), options.measure_ratios

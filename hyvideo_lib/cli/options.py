@@ -125,7 +125,12 @@ def precision_options(options: Namespace) -> Precision:
     from ..pipeline import Precision
 
     return Precision(
-        options.dtype, options.storage_dtype, options.vae_dtype, options.text_dtype, fp8_matmul=options.fp8_matmul
+        options.dtype,
+        options.storage_dtype,
+        options.vae_dtype,
+        options.text_dtype,
+        fp8_matmul=options.fp8_matmul,
+        attention=options.attention,
     )
 
 

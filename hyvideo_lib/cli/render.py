@@ -235,7 +235,11 @@ class Renderer:
                     self.console.note(f"{task.output.name}: {task.request.prompt} (seed {task.seed})")
                 with self._attempt(task, loading) as clock:
                     task.latents = sample(task.request, task.texts, task.seed, clock, start, self._measurement)
-                    task.settings = {**task.request.settings(task.seed), **self._surroundings()}
+                    task.settings = {
+                        **task.request.settings(task.seed),
+                        **self._surroundings(),
+                        "attention": sample.attention,
+                    }
                     self._tell_cache(task, sample.cache_report)
                     self._keep(task)
 

@@ -1,11 +1,14 @@
-"""What models are computed in and stored in."""
+"""What models are computed in, by what, and stored in."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..attention import AUTO, attention_names, check_backend
 from ..errors import InvalidSetting
 
 DTYPES: dict[str, torch.dtype] = {
@@ -24,7 +27,7 @@ class Precision:
 
     "auto": the transformer in float32 on a CPU and bfloat16 elsewhere; the VAE in float16 on a CUDA device and float32
     elsewhere; the text encoders as their files are. storage: the transformer's weights; None leaves them as they are.
-    fp8_matmul: multiply its fp8 weights in fp8.
+    fp8_matmul: multiply its fp8 weights in fp8. attention: a name of attention_names.
     """
 
     compute: str = "auto"
@@ -32,12 +35,14 @@ class Precision:
     vae: str = "auto"
     text: str = "auto"
     fp8_matmul: bool = False
+    attention: str = AUTO
 
     def __post_init__(self) -> None:
         for name in ("compute", "vae", "text"):
             _check_choice(f"{name} dtype", getattr(self, name), COMPUTE_DTYPES)
         if self.storage is not None:
             _check_choice("storage dtype", self.storage, tuple(DTYPES))
+        _check_choice("attention", self.attention, tuple(attention_names()))
 
     @property
     def storage_dtype(self) -> torch.dtype | None:
@@ -53,6 +58,16 @@ class Precision:
     def fp8_matmul_device(self, device: torch.device) -> torch.device | None:
         """The device itself if fp8 is multiplied in fp8 on it."""
         return device if self.fp8_matmul else None
+
+    def check_attention(self, device: str | torch.device, config: Mapping[str, Any]) -> None:
+        """Try a named attention on the device for a transformer of these sizes, before anything is loaded.
+
+        Raises InvalidSetting, MissingPackage.
+        """
+        device = torch.device(device)
+        if self.attention != AUTO:
+            head_dim = config["hidden_size"] // config["num_heads"]
+            check_backend(self.attention, device, head_dim, self.transformer_dtype(device))
 
     def vae_dtype(self, device: torch.device) -> torch.dtype:
         return DTYPES[_resolve(self.vae, "float16" if device.type == "cuda" else "float32")]

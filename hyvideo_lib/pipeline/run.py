@@ -53,6 +53,7 @@ def generate(
     check_loras(request.loras, transformer)
     check_cache(request.cache, transformer, request.width * request.height)
     host = host or HeadlessHost()
+    precision.check_attention(host.device, transformer.config or {})
     clock = Clock(host)
     with closing(TextStage(files, precision, host, clock)) as encode:
         texts = encode(request, clock)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..attention import PLAIN, Attention, Problem, choose_attention
 from ..caches import CacheConfig, StepCache
 from ..geometry import SPATIAL_COMPRESSION, align_up
 from ..host import Host
@@ -82,7 +83,7 @@ class SampleRun:
     positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
-    computes all. lean: how far the blocks' working memory is cut down.
+    computes all. lean: how far the blocks' working memory is cut down. attention: the backend that runs.
     """
 
     model: HunyuanVideoTransformer
@@ -98,6 +99,7 @@ class SampleRun:
     loras: tuple[LoraUse, ...] = ()
     cache: CacheConfig | None = None
     lean: LeanConfig = field(default_factory=LeanConfig)
+    attention: Attention = PLAIN
 
     @property
     def config(self) -> TransformerConfig:
@@ -114,6 +116,15 @@ class SampleRun:
         weights = self.source.num_bytes if self.source else 0
         free = max(room - weights, room // 2) - self._other_bytes(latent_shape)
         return replace(self, lean=choose_lean(self.config, self._tokens(latent_shape), *self._widths(), free))
+
+    def attending(self, name: str, latent_shape: tuple[int, int, int]) -> SampleRun:
+        """The same run with the attention of that name; "auto" may time some, so the device should be ready.
+
+        Raises InvalidSetting, MissingPackage for one that cannot run.
+        """
+        config, device, dtype = self.config, self.host.device, self.model.compute_dtype
+        problem = Problem(device, dtype, config.head_dim, config.num_heads, self._tokens(latent_shape))
+        return replace(self, attention=choose_attention(name, problem))
 
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
         """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulating vectors."""
@@ -247,6 +258,7 @@ class SampleRun:
             rope=self.rope,
             host=self.host,
             source=self.source,
+            attend_fn=self.attention.attend_fn,
             cache=cache,
             lean=self.lean,
         )

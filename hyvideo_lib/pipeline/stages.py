@@ -111,6 +111,9 @@ class SampleStage:
         swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
     ) -> None:
         self._host = host
+        self._attention = precision.attention
+        self.attention = ""
+        """The backend that ran last, by its name."""
         with clock.stage("load_transformer"):
             host.request_memory(_file_size(files.transformer))
             self._model = load_transformer(
@@ -161,7 +164,10 @@ class SampleStage:
                 request.cache,
             )
             step_cache = step_cache or run.start_cache(request.latent_shape)
-            latents = self._load(run, request.latent_shape).make(start, seed, step_cache=step_cache)
+            run = self._load(run, request.latent_shape).attending(self._attention, request.latent_shape)
+            self.attention = run.attention.name
+            logger.info("attention by %s", self.attention)
+            latents = run.make(start, seed, step_cache=step_cache)
             self.cache_report = step_cache.report if step_cache and request.cache else None
             return latents
 

@@ -16,14 +16,23 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..attention import attend
+from ..attention import AttendFn, attend
 from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
 from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Spans, clip_spans, modulate
 from .ops import Linear
 from .rope import RotationTables
 
-DEFAULT = LeanConfig()
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """How the lean blocks go about it: in what pieces, and by which attention."""
+
+    config: LeanConfig = LeanConfig()  # noqa: RUF009 (frozen)
+    attend_fn: AttendFn = attend
+
+
+DEFAULT = Form()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,31 +81,29 @@ class Joint:
     def _split(self, made: Tensor) -> tuple[Tensor, ...]:
         return made.unflatten(-1, (-1, self._count, self._width)).unbind(2)
 
-    def attend(self, lengths: Sequence[int] | None) -> Tensor:
+    def attend(self, lengths: Sequence[int] | None, attend_fn: AttendFn) -> Tensor:
         """[B, L, n, D]; the buffers are given up."""
         q, k, v = self.q, self.k, self.v
         del self.q, self.k, self.v
-        return attend(q, k, v, lengths).transpose(1, 2)
+        return attend_fn(q, k, v, lengths).transpose(1, 2)
 
 
-def attend_streams(
-    streams: Sequence[Stream], num_heads: int, lengths: Sequence[int] | None, lean: LeanConfig
-) -> Tensor:
+def attend_streams(streams: Sequence[Stream], num_heads: int, lengths: Sequence[int] | None, form: Form) -> Tensor:
     """Attention among all streams, [B, L, N D], by groups of heads."""
     like = streams[0].x
     length = sum(stream.x.shape[1] for stream in streams)
-    groups = list(head_groups(num_heads, lean.head_groups))
+    groups = list(head_groups(num_heads, form.config.head_groups))
     if len(groups) > 1:
         out = like.new_empty(len(like), length, num_heads, like.shape[-1] // num_heads)
     for first, last in groups:
         joint = Joint(like, length, num_heads, first, last)
         for stream in streams:
-            for low, high, mods in pieces(stream.x, stream.spans, lean):
+            for low, high, mods in pieces(stream.x, stream.spans, form.config):
                 joint.put(stream, low, high, mods)
         if len(groups) == 1:
-            out = joint.attend(lengths)
+            out = joint.attend(lengths, form.attend_fn)
         else:
-            out[:, :, first:last] = joint.attend(lengths)
+            out[:, :, first:last] = joint.attend(lengths, form.attend_fn)
     return out.flatten(2)
 
 
@@ -107,10 +114,10 @@ def head_groups(num_heads: int, count: int) -> Iterator[tuple[int, int]]:
         yield num_heads * i // count, num_heads * (i + 1) // count
 
 
-def pieces(x: Tensor, spans: Spans, lean: LeanConfig) -> Iterator[tuple[int, int, Mods]]:
+def pieces(x: Tensor, spans: Spans, config: LeanConfig) -> Iterator[tuple[int, int, Mods]]:
     """(low, high, mods): chunks of x's tokens in order, each within one span."""
     length = x.shape[1]
-    size = lean.chunk_size(length)
+    size = config.chunk_size(length)
     for start, end, mods in spans:
         last = length if end is None else min(end, length)
         for low in range(start, last, size):
@@ -134,7 +141,7 @@ def double_block(
     condition: Condition,
     turn: RotationTables,
     lengths: Sequence[int] | None,
-    lean: LeanConfig = DEFAULT,
+    form: Form = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """What `block(...)` returns; img and txt are overwritten with it."""
     img_spans, txt_spans = block.img_mod(condition), block.txt_mod(condition.rest())
@@ -142,10 +149,10 @@ def double_block(
         Stream(img, 0, img_spans, block.img_attn_qkv, block.img_attn_q_norm, block.img_attn_k_norm, turn),
         Stream(txt, img.shape[1], txt_spans, block.txt_attn_qkv, block.txt_attn_q_norm, block.txt_attn_k_norm, None),
     )
-    out = attend_streams(streams, block.num_heads, lengths, lean)
+    out = attend_streams(streams, block.num_heads, lengths, form)
     for stream, name in zip(streams, ("img", "txt"), strict=True):
         proj, mlp = block.get_submodule(f"{name}_attn_proj"), cast(MLP, block.get_submodule(f"{name}_mlp"))
-        for low, high, mods in pieces(stream.x, stream.spans, lean):
+        for low, high, mods in pieces(stream.x, stream.spans, form.config):
             part = stream.x[:, low:high]
             add_gated(part, proj(out[:, stream.offset + low : stream.offset + high]), mods[2])
             add_gated(part, mlp.fc2(gelu_mlp(modulate(part, mods[3], mods[4]), mlp.fc1)), mods[5])
@@ -158,7 +165,7 @@ def single_block(
     condition: Condition,
     turn: RotationTables,
     lengths: Sequence[int] | None,
-    lean: LeanConfig = DEFAULT,
+    form: Form = DEFAULT,
 ) -> Tensor:
     """What `block(...)` returns; x is overwritten with it. The modulated input is made again rather than kept."""
     spans = block.modulation(condition)
@@ -168,16 +175,16 @@ def single_block(
         Stream(x[:, :num_img], 0, clip_spans(spans, 0, num_img), *shared, turn),
         Stream(x[:, num_img:], num_img, clip_spans(spans, num_img, x.shape[1]), *shared, None),
     )
-    out = attend_streams(streams, block.num_heads, lengths, lean)
+    out = attend_streams(streams, block.num_heads, lengths, form)
     mlp_rows = slice(block.widths[0], None)
-    for low, high, mods in pieces(x, spans, lean):
+    for low, high, mods in pieces(x, spans, form.config):
         part = x[:, low:high]
         hidden = gelu_mlp(modulate(part, mods[0], mods[1]), block.linear1, mlp_rows)
         add_gated(part, block.linear2(torch.cat([out[:, low:high], hidden], dim=-1)), mods[2])
     return x
 
 
-def final_layer(x: Tensor, shift: Tensor, scale: Tensor, linear: Linear, lean: LeanConfig = DEFAULT) -> Tensor:
+def final_layer(x: Tensor, shift: Tensor, scale: Tensor, linear: Linear, config: LeanConfig) -> Tensor:
     """linear(LN(x) * (1 + scale) + shift), chunk by chunk."""
-    chunks = x.split(lean.chunk_size(x.shape[1]), dim=1)
+    chunks = x.split(config.chunk_size(x.shape[1]), dim=1)
     return torch.cat([linear(modulate(chunk, shift, scale)) for chunk in chunks], dim=1)

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..attention import AttendFn, attend
 from ..errors import InvalidSize
 from ..host import Host
 from . import lean
@@ -21,6 +22,7 @@ from . import ops as default_ops
 from .blocks import DoubleBlock, SingleBlock
 from .config import TransformerConfig
 from .embedders import PatchEmbed, ScalarEmbed, VectorEmbed
+from .lean import Form
 from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Modulation, modulate
 from .ops import Ops
@@ -129,6 +131,7 @@ class HunyuanVideoTransformer(nn.Module):
         source: BlockSource | None = None,
         cache: BlockCache | None = None,
         lean: LeanConfig = LeanConfig(),  # noqa: B008 (frozen)
+        attend_fn: AttendFn = attend,
     ) -> Tensor:
         """Velocity [B, C_out, T, H, W] in the compute dtype, of latents [B, C_in, T, H, W] in the transformer's scale.
 
@@ -136,8 +139,8 @@ class HunyuanVideoTransformer(nn.Module):
         first; None if all are. pooled_embeds [B, pooled_dim]. guidance: the scale itself (6.0), a number or [B];
         ignored by models without it. clean_first_frame: I2V token replace, where latent frame 0 is free of noise. host
         is asked for interruption before every block. source: hands out the blocks where some are swapped. cache: may
-        answer in their place. lean: how far working memory is cut down where no gradients are recorded. Raises
-        InvalidSize if H or W are odd, ValueError for a mask with gaps.
+        answer in their place. lean, attend_fn: how far the blocks' memory is cut down and how they attend, where no
+        gradients are recorded. Raises InvalidSize if H or W are odd, ValueError for a mask with gaps.
 
         Padding text never changes the result: prompts are trimmed to the longest, and what padding is left is masked.
         """
@@ -157,8 +160,8 @@ class HunyuanVideoTransformer(nn.Module):
         txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
         x = torch.cat([self.img_in(latents.to(dtype)), txt], dim=1)  # [B, L, D]
         turn = rotation_tables(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
-        x = self.run_blocks(x, condition, turn, lengths, host, source, lean, cache)
-        return self.unpatchify(self.final_layer(x[:, : len(turn)], condition.vec, lean), grid)
+        img = self.run_blocks(x, condition, turn, lengths, host, source, Form(lean, attend_fn), cache)
+        return self.unpatchify(self.final_layer(img, condition.vec, lean), grid)
 
     def condition(
         self,
@@ -189,13 +192,13 @@ class HunyuanVideoTransformer(nn.Module):
         lengths: list[int] | None,
         host: Host | None,
         source: BlockSource,
-        lean_config: LeanConfig,
-        cache: BlockCache | None = None,
+        form: Form,
+        cache: BlockCache | None,
     ) -> Tensor:
-        """All blocks over the tokens of image and text, x [B, L_img + L_txt, D]; at least the image's are returned.
+        """All blocks over the tokens of image and text, x [B, L_img + L_txt, D], or what the cache has instead.
 
-        lengths: valid text tokens per item. cache: may have the image's tokens without all blocks. Without gradients
-        the lean forms run, and x itself is overwritten with the result.
+        Returns the image tokens. lengths: valid text tokens per item. Without gradients the lean forms run, and x is
+        overwritten.
         """
         is_lean = not torch.is_grad_enabled()
         num_img = len(turn)
@@ -210,7 +213,7 @@ class HunyuanVideoTransformer(nn.Module):
                 if host:
                     host.check_interrupt()
                 if is_lean:
-                    lean.double_block(cast(DoubleBlock, block), img, txt, condition, turn, joint_lengths, lean_config)
+                    lean.double_block(cast(DoubleBlock, block), img, txt, condition, turn, joint_lengths, form)
                 else:
                     img, txt = block(img, txt, condition, rotation, joint_lengths)
                 known = cache.after_first(img) if cache and place == 0 else None
@@ -222,17 +225,17 @@ class HunyuanVideoTransformer(nn.Module):
             if host:
                 host.check_interrupt()
             if is_lean:
-                lean.single_block(cast(SingleBlock, block), x, condition, turn, joint_lengths, lean_config)
+                lean.single_block(cast(SingleBlock, block), x, condition, turn, joint_lengths, form)
             else:
                 x = block(x, condition, rotation, joint_lengths)
         if cache:
             cache.after_blocks(x[:, :num_img])
-        return x
+        return x[:, :num_img]
 
     def first_input(self, img: Tensor, condition: Condition) -> Tensor:
         """What the first block's attention is given of the image: normed, shifted and scaled tokens [B, L, D]."""
         spans = cast(DoubleBlock, self.double_blocks[0]).img_mod(condition)
-        modulated = torch.empty_like(img)
+        modulated = img.new_empty(img.shape)
         for low, high, mods in lean.pieces(img, spans, LeanConfig()):
             modulated[:, low:high] = modulate(img[:, low:high], mods[0], mods[1])
         return modulated

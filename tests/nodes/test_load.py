@@ -251,3 +251,20 @@ def test_either_encoder_counts(load, models):
 def test_a_choice_over_a_wire_loads_once(load):
     said = call(load.LoadTransformer, "fingerprint_inputs", {"file": None})
     assert said == call(load.LoadTransformer, "fingerprint_inputs", {"file": None})
+
+
+# Attention
+
+
+def test_every_backend_can_be_chosen_and_comfyuis_own_as_well(load):
+    (widget,) = (widget for widget in load.LoadTransformer.define_schema().inputs if widget.id == "attention")
+    assert widget.options[:2] == ["auto", "sdpa"]
+    assert {"flash_attn_2", "flash_attn_3", "sage", "xformers", "comfy_kitchen", "comfyui"} <= set(widget.options)
+
+
+def test_an_attention_that_cannot_run_is_refused_when_the_transformer_is_loaded(load, pack, monkeypatch):
+    attention = pack.hyvideo_lib.attention
+    broken = attention.Backend("sage", lambda: lambda q, k, v: v, "Mend it.")
+    monkeypatch.setitem(attention.BACKENDS, "sage", broken)
+    with pytest.raises(pack.hyvideo_lib.errors.InvalidSetting, match=r"attention sage gives wrong numbers.*Mend it"):
+        run(load.LoadTransformer, attention="sage")

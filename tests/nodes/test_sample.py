@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
@@ -386,3 +387,18 @@ def test_a_small_card_keeps_blocks_at_home_and_gives_the_same_video(sample, plai
     assert torch.equal(sample()[0]["samples"], plain)
     assert 0 < model.managed.loaded_size() < model.managed.model_size()
     assert model.offloader.num_swapped > 0
+
+
+# Attention
+
+
+def test_the_models_attention_is_what_runs(pack, sample, plain, monkeypatch):
+    theirs = importlib.import_module("comfy.ldm.modules.attention")
+    calls = []
+    original = theirs.optimized_attention
+    monkeypatch.setattr(theirs, "optimized_attention", lambda *a, **k: calls.append(1) or original(*a, **k))
+    model = run(pack.nodes.load.LoadTransformer, attention="comfyui")[0]
+    calls.clear()
+    found = sample(model=model)[0]["samples"]
+    assert calls
+    assert (found - plain).abs().max() <= 1e-4

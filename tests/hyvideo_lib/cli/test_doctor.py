@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from hyvideo_lib.attention import BACKENDS
 from hyvideo_lib.cli import doctor, main
 from hyvideo_lib.demo import assets
 
@@ -14,6 +15,9 @@ def test_the_report_names_versions_devices_memory_and_attention(hyvideo):
     cpu = report["devices"][-1]
     assert cpu["name"] == "cpu"
     assert cpu["attention"]["sdpa"] == "ok"
+    for name, backend in BACKENDS.items():
+        said = cpu["attention"][name]
+        assert said == "ok" or said.endswith(backend.install)
 
 
 def test_a_whole_installation_has_no_problems(hyvideo):

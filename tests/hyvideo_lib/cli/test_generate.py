@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hyvideo_lib.attention import BACKENDS, Backend
 from hyvideo_lib.cli import main
 from hyvideo_lib.memory import fit
 from hyvideo_lib.pipeline import load_latents
@@ -389,3 +390,19 @@ def test_fp8_products_are_taken_where_there_are_fp8_weights(generate):
     assert (refused.code, refused.error) == (2, "invalid_setting")
     answer = generate(PROMPT, *words, "--storage-dtype", "float8_e4m3fn", "--out", "a.mp4")
     assert answer.report["videos"][0]["settings"]["fp8_matmul"] is True
+
+
+def test_the_attention_that_ran_is_told_and_one_that_cannot_run_is_refused_before_anything_is_loaded(
+    generate, monkeypatch
+):
+    answer = generate(PROMPT, "--out", "a.mp4")
+    assert answer.report["videos"][0]["settings"]["attention"] == "sdpa"
+
+    def gone():
+        raise ModuleNotFoundError("No module named 'sageattention'")
+
+    monkeypatch.setitem(BACKENDS, "sage", Backend("sage", gone, "Install it."))
+    refused = generate(PROMPT, "--out", "b.mp4", "--attention", "sage")
+    assert (refused.code, refused.error) == (2, "missing_package")
+    assert "loading" not in refused.stderr
+    assert generate(PROMPT, "--out", "b.mp4", "--attention", "magic").error == "invalid_setting"

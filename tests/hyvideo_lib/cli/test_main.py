@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyvideo_lib import __version__
+from hyvideo_lib.attention import AUTO, BACKENDS
 from hyvideo_lib.caches import METHODS
 from hyvideo_lib.cli import VERBS, arguments, build_parser, inspect, main
 from hyvideo_lib.pipeline import COMPUTE_DTYPES, DTYPES
@@ -116,3 +117,4 @@ def test_names_in_the_options_are_those_of_the_tables():
     assert tuple(METHODS) == arguments.CACHES
     assert tuple(DTYPES) == arguments.STORAGE_DTYPES
     assert COMPUTE_DTYPES == arguments.COMPUTE_DTYPES
+    assert (AUTO, *BACKENDS) == arguments.ATTENTION

@@ -128,7 +128,7 @@ def test_each_precision_reaches_its_stage(files):
     ],
 )
 def test_every_way_to_run_out_of_memory_is_one_error(error):
-    with pytest.raises(OutOfMemory, match=r"while decoding .*--tiles"), Clock(HeadlessHost()).stage("decode"):
+    with pytest.raises(OutOfMemory, match=r"while decoding .*--vae-dtype"), Clock(HeadlessHost()).stage("decode"):
         raise error
 
 

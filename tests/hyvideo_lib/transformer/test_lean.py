@@ -65,7 +65,7 @@ def test_a_lean_double_block_equals_the_plain_one(
     txt = noise(2, NUM_TXT, TRANSFORMER.hidden_size, seed=3).to(dtype)
     with torch.no_grad():
         plain = block(img, txt, condition, ROTATION, lengths)
-        found = lean.double_block(block, img, txt, condition, TURN, lengths, config)
+        found = lean.double_block(block, img, txt, condition, TURN, lengths, lean.Form(config))
     assert relative_error(found[0], plain[0]) <= TOLERANCE[dtype]
     text = None if lengths is None else [n - NUM_IMG for n in lengths]
     assert relative_error(valid(found[1], text), valid(plain[1], text)) <= TOLERANCE[dtype]
@@ -82,7 +82,7 @@ def test_a_lean_single_block_equals_the_plain_one(
     x = noise(2, NUM_IMG + NUM_TXT, TRANSFORMER.hidden_size, seed=2).to(dtype)
     with torch.no_grad():
         plain = block(x, condition, ROTATION, lengths)
-        found = lean.single_block(block, x, condition, TURN, lengths, config)
+        found = lean.single_block(block, x, condition, TURN, lengths, lean.Form(config))
     assert relative_error(valid(found, lengths), valid(plain, lengths)) <= TOLERANCE[dtype]
     assert found.data_ptr() == x.data_ptr()
 

@@ -1,0 +1,26 @@
+"""What an attention backend is: a kernel that is loaded when it is first wanted, and words about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""softmax(q k^T / sqrt(D)) v for q, k, v [B, N, L, D] of any strides but 1 along D; all tokens see each other."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A kernel by name.
+
+    load_fn: imports what the kernel comes from and returns it; raises ModuleNotFoundError where that is not installed.
+    install: how to get it, in a sentence. is_exact: it rounds as PyTorch's own does; others compute in 8 bits and are
+    never chosen unless they are named.
+    """
+
+    name: str
+    load_fn: Callable[[], Kernel]
+    install: str
+    is_exact: bool = True

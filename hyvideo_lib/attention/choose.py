@@ -1,0 +1,135 @@
+"""From a name to the backend that runs: the one that was named, or the fastest that agrees with PyTorch's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ..errors import InvalidSetting, MissingPackage
+from .api import AUTO, BACKENDS, AttendFn, attend
+from .backend import Backend, Kernel
+from .probe import Verdict, probe
+from .sdpa import SDPA
+
+MIN_BUCKET, MAX_BUCKET = 1024, 65_536
+"""Tokens of the problems that are timed. A longer one tells nothing new and takes longer."""
+HEAD_TOKENS = 2**18
+"""Heads times tokens of those problems, which fills a card at every length."""
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What decides which kernel is the fastest. tokens: of image and text together."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    num_heads: int
+    tokens: int
+
+    @property
+    def bucket(self) -> Problem:
+        """The problem that is timed for all of about this size."""
+        tokens = min(max(MIN_BUCKET, 1 << (self.tokens - 1).bit_length()), MAX_BUCKET)
+        num_heads = max(1, min(self.num_heads, HEAD_TOKENS // tokens))
+        return Problem(self.device, self.dtype, self.head_dim, num_heads, tokens)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The backend that runs, by its name, and its function."""
+
+    name: str
+    attend_fn: AttendFn
+
+
+PLAIN = Attention(SDPA.name, attend)
+"""PyTorch's own."""
+
+TimeFn = Callable[[Kernel, Problem], float]
+_fastest: dict[tuple[Problem, tuple[str, ...]], str] = {}
+
+
+def attention_names() -> list[str]:
+    """What can be asked for."""
+    return [AUTO, *BACKENDS]
+
+
+def check_backend(name: str, device: torch.device, head_dim: int, dtype: torch.dtype) -> Backend:
+    """The named backend. Raises InvalidSetting for an unknown one or one that cannot run, MissingPackage where it is
+    not installed; both say how to get it."""
+    if name not in BACKENDS:
+        raise InvalidSetting(f"attention is {name!r}, but must be one of: {', '.join(attention_names())}.")
+    backend = BACKENDS[name]
+    verdict = probe(backend, device, head_dim, dtype)
+    if verdict:
+        return backend
+    text = f"The attention {name} {verdict.reason}. {backend.install} Or take auto or sdpa, which need nothing more."
+    raise MissingPackage(text) if verdict.is_missing else InvalidSetting(text)
+
+
+def choose_attention(name: str, problem: Problem) -> Attention:
+    """What is to run for a name of `attention_names`. Raises what `check_backend` raises.
+
+    "auto" is PyTorch's own on a CPU and where nothing else agrees with it; elsewhere the candidates are timed once for
+    every size, and the answer is kept as long as the process lives.
+    """
+    if name == AUTO:
+        backend = BACKENDS[SDPA.name] if problem.device.type == "cpu" else fastest(agreeing(problem), problem)
+    else:
+        backend = check_backend(name, problem.device, problem.head_dim, problem.dtype)
+    if backend is SDPA:
+        return PLAIN
+    return Attention(backend.name, partial(attend, kernel=backend.load_fn()))
+
+
+def verdicts(device: torch.device, head_dim: int, dtype: torch.dtype) -> dict[str, Verdict]:
+    """What the probe says of every backend."""
+    return {name: probe(backend, device, head_dim, dtype) for name, backend in BACKENDS.items()}
+
+
+def agreeing(problem: Problem) -> list[Backend]:
+    """The exact backends that work, PyTorch's own among them."""
+    found = [b for b in BACKENDS.values() if b.is_exact and b is not SDPA]
+    return [SDPA, *(b for b in found if probe(b, problem.device, problem.head_dim, problem.dtype))]
+
+
+def fastest(backends: Sequence[Backend], problem: Problem, time_fn: TimeFn | None = None) -> Backend:
+    """The one that takes the least time, timed once for a problem's bucket. One that fails there is passed over."""
+    if len(backends) == 1:
+        return backends[0]
+    key = problem.bucket, tuple(backend.name for backend in backends)
+    if key not in _fastest:
+        seconds: dict[str, float] = {}
+        for backend in backends:
+            try:
+                seconds[backend.name] = (time_fn or seconds_of)(backend.load_fn(), problem.bucket)
+            except Exception:  # a kernel may give up at a length that the probe did not try, or lack the memory for it
+                seconds[backend.name] = float("inf")
+        _fastest[key] = min(seconds, key=lambda name: seconds[name])
+    return next(backend for backend in backends if backend.name == _fastest[key])
+
+
+@torch.no_grad()
+def seconds_of(kernel: Kernel, problem: Problem) -> float:
+    """The least time of a few rounds, after one that is not timed."""
+    shape = 3, 1, problem.num_heads, problem.tokens, problem.head_dim
+    q, k, v = torch.randn(*shape, device=problem.device, dtype=problem.dtype)
+    seconds = []
+    for _ in range(1 + ROUNDS):
+        _wait(problem.device)
+        begin = time.perf_counter()
+        kernel(q, k, v)
+        _wait(problem.device)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
