@@ -133,6 +133,11 @@ class StepCache:
             self._log.clear()
         self._sigma, self._keys, self._input = sigma, tuple(Key(branch, window) for branch in branches), None
 
+    def release(self) -> None:
+        """Give back the memory of what is kept: the run is over. The report stays."""
+        self._states.clear()
+        self._input = None
+
     # Where a pass asks, in its order. An answer stands for the rest of the pass; None computes on.
 
     def before_call(self, latents: Tensor) -> Tensor | None:

@@ -141,7 +141,7 @@ def add_cache(parser: Parser) -> None:
     group.add_argument(
         "--cache",
         metavar="METHOD[:THRESHOLD]",
-        help=f"{', '.join(CACHES)}; a higher threshold skips more, 0 nothing (default: no cache; the method's own)",
+        help=f"{', '.join(CACHES)}; a higher threshold skips more, 0 nothing (without one: the method's own)",
     )
     for name, text in (
         ("start", "fraction of the steps that are all computed first (default: the method's)"),

@@ -197,9 +197,13 @@ class SampleRun:
         latents = mix_noise(clean, noise, float(self.sigmas[0]))
         latents = latents.to(self.host.device)
         kept = None if mask is None else Kept(clean, noise, mask)
-        with attach(self.model, self.loras):
-            velocity_fn = self._remembering(self._velocity_fn(self, step_cache))
-            made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
+        try:
+            with attach(self.model, self.loras):
+                velocity_fn = self._remembering(self._velocity_fn(self, step_cache))
+                made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
+        finally:
+            if step_cache:
+                step_cache.release()
         return made.cpu() / self.scaling
 
     def _velocity_fn(self, model: VelocityModel, step_cache: StepCache | None = None) -> VelocityFn:
