@@ -2,15 +2,16 @@
 
 Every clip is made without a cache, then with each method at several thresholds from the same seed, in turns. The clips
 are judged from their pixels and compared with those without a cache. Runs of fewer steps stand beside them: what they
-give for the same number of model calls is what a cache has to beat.
+give for the same number of model calls is what a cache has to beat. Ctrl-C ends it with the clips made so far.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,15 +31,15 @@ from hyvideo_lib.text import TextEmbeds, encode_prompt
 
 NAME = "caches"
 PEER = "no cache"
-CLIPS, MEASURED_CLIPS = 24, 8
+CLIPS, MEASURED_CLIPS = 16, 8
 FIRST_SEED, FIRST_MEASURED_SEED = 3000, 5000
 THRESHOLDS = {
-    "teacache": (0.1, 0.15, 0.2, 0.3),
-    "first_block": (0.06, 0.1, 0.15, 0.2),
-    "easycache": (0.025, 0.05, 0.1, 0.2),
-    "magcache": (0.03, 0.06, 0.12, 0.24),
+    "teacache": (0.1, 0.15, 0.3),
+    "first_block": (0.06, 0.1, 0.2),
+    "easycache": (0.025, 0.05, 0.1),
+    "magcache": (0.03, 0.06, 0.12),
 }
-FEWER_STEPS = (16, 14, 10, 7)
+FEWER_STEPS = (14, 10, 7)
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,20 @@ class Setting:
     cache: CacheConfig | None = None
 
 
-@dataclass
-class Tally:
-    """What one setting made so far."""
+@dataclass(frozen=True)
+class Clip:
+    """What one setting made of one scene.
 
-    seconds: list[float] = field(default_factory=list)
-    calls: list[int] = field(default_factory=list)
-    skipped: list[int] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)  # mean squared, pixels in 0..1
-    verdicts: list[Verdict] = field(default_factory=list)
+    cpu_seconds: of the process, so that other programs do not count. error: mean squared, pixels in 0..1.
+    """
+
+    scene: Scene
+    seconds: float
+    cpu_seconds: float
+    calls: int
+    skipped: int
+    error: float
+    verdict: Verdict
 
 
 def all_settings(is_quick: bool, only: str) -> list[Setting]:
@@ -87,7 +93,7 @@ def make_run(studio: Studio, embeds: TextEmbeds, steps: int, cache: CacheConfig 
 
 def measure_curve(studio: Studio, scenes: Sequence[Scene], shape: tuple[int, int, int]) -> MagCurve:
     """MagCache's curve of the demo model, from clips that the comparison does not use."""
-    measurement = CurveMeasurement(make_sigmas(assets.STEPS, assets.SHIFT).tolist())
+    measurement = CurveMeasurement()
     for seed, scene in enumerate(scenes, FIRST_MEASURED_SEED):
         run = make_run(studio, encode_prompt(scene.prompt(), studio.llm, studio.clip), assets.STEPS)
         run.make(torch.zeros(1, 16, *shape), seed, step_cache=measurement)
@@ -104,7 +110,7 @@ def run(options: Options) -> Iterator[Row]:
     """The measured curve, then a row for each setting and one for its ratio to the plain run."""
     studio = Studio()
     shape = latent_shape(32 if options.is_quick else assets.WIDTH, assets.HEIGHT, 5 if options.is_quick else 17)
-    if options.wants("curve"):
+    if options.wants("magnitude curve"):
         scenes = SCENES[3 :: len(SCENES) // MEASURED_CLIPS][: 1 if options.is_quick else MEASURED_CLIPS]
         started = time.perf_counter()
         curve = measure_curve(studio, scenes, shape)
@@ -115,49 +121,56 @@ def run(options: Options) -> Iterator[Row]:
     if len(settings) == 1:
         return
     scenes = SCENES[:: len(SCENES) // CLIPS][: 1 if options.is_quick else CLIPS]
-    tallies = {setting.name: Tally() for setting in settings}
-    for seed, scene in enumerate(scenes, FIRST_SEED):
-        _make_clips(studio, scene, seed, settings, tallies, torch.zeros(1, 16, *shape))
-    peer = tallies[PEER]
-    for setting in settings:
-        tally = tallies[setting.name]
-        yield {**measured_row(NAME, setting.name, "hyvideo", Measurement(tally.seconds)), **_outcome(scenes, tally)}
-        if setting.name != PEER:
-            ratio = ratio_row(NAME, setting.name, PEER, Measurement(tally.seconds), Measurement(peer.seconds))
-            yield {**ratio, "calls": sum(tally.calls) / sum(peer.calls), **_outcome(scenes, tally)}
+    made: list[list[Clip]] = []  # of every scene, under every setting
+    try:
+        for seed, scene in enumerate(scenes, FIRST_SEED):
+            made.append(_make_clips(studio, scene, seed, settings, torch.zeros(1, 16, *shape)))
+    except KeyboardInterrupt:
+        if not made:
+            raise
+    peer = [clips[0] for clips in made]
+    for place, setting in enumerate(settings):
+        yield from _rows(setting.name, [clips[place] for clips in made], peer)
 
 
-def _make_clips(
-    studio: Studio, scene: Scene, seed: int, settings: Sequence[Setting], tallies: dict[str, Tally], start: Tensor
-) -> None:
-    """One clip under every setting."""
+def _make_clips(studio: Studio, scene: Scene, seed: int, settings: Sequence[Setting], start: Tensor) -> list[Clip]:
+    """One scene under every setting."""
     embeds = encode_prompt(scene.prompt(), studio.llm, studio.clip)
     plain: Tensor | None = None
+    made = []
     for setting in settings:
-        tally = tallies[setting.name]
         sample = make_run(studio, embeds, setting.steps, setting.cache)
         cache = sample.start_cache((start.shape[2], start.shape[3], start.shape[4]))
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         latents = sample.make(start, seed, step_cache=cache)
-        tally.seconds.append(time.perf_counter() - begin)
-        report = cache.report if cache else None
-        tally.skipped.append(report.skipped_steps if report else 0)
-        tally.calls.append(setting.steps - tally.skipped[-1])
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+        skipped = cache.report.skipped_steps if cache else 0
         video = studio.video(latents)[0]
         plain = video if plain is None else plain
-        tally.errors.append((video - plain).square().mean().item())
-        tally.verdicts.append(judge(video))
+        error = (video - plain).square().mean().item()
+        made.append(Clip(scene, seconds, cpu_seconds, setting.steps - skipped, skipped, error, judge(video)))
+    return made
 
 
-def _outcome(scenes: Sequence[Scene], tally: Tally) -> Row:
+def _rows(name: str, clips: Sequence[Clip], peer: Sequence[Clip]) -> Iterator[Row]:
+    """What a setting took, and its ratio to the plain run's."""
+    ours, theirs = (Measurement([clip.seconds for clip in side]) for side in (clips, peer))
+    yield {**measured_row(NAME, name, "hyvideo", ours), **_outcome(clips)}
+    if name != PEER:
+        calls = sum(clip.calls for clip in clips) / sum(clip.calls for clip in peer)
+        cpu = statistics.median(a.cpu_seconds / b.cpu_seconds for a, b in zip(clips, peer, strict=True))
+        yield {**ratio_row(NAME, name, PEER, ours, theirs), "cpu": cpu, "calls": calls, **_outcome(clips)}
+
+
+def _outcome(clips: Sequence[Clip]) -> Row:
     """Of all clips together. right: percent in which colour, shape, motion and background are; others per attribute."""
-    shares = score(scenes, tally.verdicts)
-    right = [v.matches(s.color, s.shape, s.motion, s.background) for s, v in zip(scenes, tally.verdicts, strict=True)]
+    shares = score([clip.scene for clip in clips], [clip.verdict for clip in clips])
+    right = [c.verdict.matches(c.scene.color, c.scene.shape, c.scene.motion, c.scene.background) for c in clips]
     return {
-        "clips": len(scenes),
-        "skipped_steps": round(sum(tally.skipped) / len(tally.skipped), 2),
+        "clips": len(clips),
+        "skipped_steps": round(sum(clip.skipped for clip in clips) / len(clips), 2),
         "right": round(100 * sum(right) / len(right), 2),
         **{name: shares[name] for name in ("color", "shape", "motion", "background")},
-        "psnr": psnr(tally.errors),
-        "psnr_worst": psnr([max(tally.errors)]),
+        "psnr": psnr([clip.error for clip in clips]),
+        "psnr_worst": psnr([max(clip.error for clip in clips)]),
     }

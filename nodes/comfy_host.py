@@ -6,6 +6,7 @@ Everything ComfyUI-specific is imported inside the function that needs it, so th
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.util
 import logging
 import os
@@ -123,6 +124,13 @@ def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
+def temp_folder() -> Path:
+    """ComfyUI's folder for files that are in nobody's way: emptied when ComfyUI starts."""
+    import folder_paths
+
+    return Path(folder_paths.get_temp_directory())
+
+
 def next_output(prefix: str, suffix: str) -> tuple[Path, str]:
     """The next free file for a prefix in the output folder, and its folder's name within it.
 
@@ -167,6 +175,15 @@ def free_bytes(device: torch.device) -> int:
     import comfy.model_management as mm
 
     return int(mm.get_free_memory(device))
+
+
+def recover() -> None:
+    """Give back what a failed attempt had on the device: every model leaves it, as ComfyUI itself does then."""
+    import comfy.model_management as mm
+
+    gc.collect()
+    mm.unload_all_models()
+    mm.soft_empty_cache()
 
 
 def room_bytes(device: torch.device) -> int | None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..hyvideo_lib.errors import InvalidSetting, NonFiniteOutput
+from ..hyvideo_lib.errors import HyvError, InvalidSetting, NonFiniteOutput, OutOfMemory
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION, pixel_frames
-from ..hyvideo_lib.memory.estimate import vae_bytes
-from ..hyvideo_lib.memory.fit import fit_tiles
+from ..hyvideo_lib.pipeline import FIT, VAEWork, describe_tiles, measured, save_native_latents
 from ..hyvideo_lib.vae import Tiles
+from ..hyvideo_lib.video import FlatWatch
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_VAE, VAEHandle, short_dtype
 
+logger = logging.getLogger(__name__)
+
+ADVICE = (
+    "Close other programs and models, set the VAE's dtype to float16 in Load VAE, or make the video smaller or shorter."
+)
 TILE_MODES = ("reference", "fit", "custom", "none")
 MemorySize = tuple[int, int, int]
 """Frames, height and width in pixels."""
@@ -59,31 +68,69 @@ def check_tiles(mode: str, size: int, frames: int) -> None:
         Tiles(size, frames)
 
 
-def choose_tiles(handle: VAEHandle, mode: str, size: int, frames: int, video: MemorySize) -> Tiles | None:
-    """The tiles of a mode for a video of so many frames and pixels; None is uncut."""
+def run_in_tiles(
+    handle: VAEHandle,
+    choice: tuple[str, int, int],
+    video: MemorySize,
+    doing: str,
+    host: comfy_host.ComfyHost,
+    work_fn: Callable[[Tiles | None], Tensor],
+) -> Tensor:
+    """work_fn(tiles) with the VAE on its device; in smaller tiles when memory runs out.
+
+    choice: the three widgets. video: what is decoded or encoded. Raises OutOfMemory.
+    """
+    device = handle.managed.load_device
+    work = VAEWork.of(handle.vae, *video)
+
+    def free() -> int:
+        weights = int(handle.managed.model_size() - handle.managed.loaded_size())
+        return comfy_host.free_bytes(device) - weights
+
+    def attempt(tiles: Tiles | None) -> Tensor:
+        comfy_host.load(handle.managed, working_bytes=work.num_bytes(tiles))
+        return work_fn(tiles)
+
+    def tell(message: str) -> None:
+        logger.warning("%s", message)
+        host.say(message)
+
+    chosen = choose_tiles(work, *choice, free)
+    return work.run(attempt, chosen, doing, ADVICE, tell, comfy_host.recover, free)
+
+
+def choose_tiles(work: VAEWork, mode: str, size: int, frames: int, free: Callable[[], int]) -> Tiles | None:
+    """The tiles of a mode; None is uncut. free: asked for bytes where it matters."""
+    if mode == "fit":
+        return work.choose(FIT, free())
     if mode == "custom":
-        return Tiles(size, frames)
-    if mode == "reference":
-        return Tiles()
-    if mode == "none":
-        return None
-    weights = handle.managed.model_size() - handle.managed.loaded_size()
-    free = comfy_host.free_bytes(handle.managed.load_device) - weights
-    found = fit_tiles(handle.vae.config.block_channels, *video, _item_size(handle), free)
-    return Tiles(*found) if found else None
+        return work.choose(Tiles(size, frames), None)
+    return work.choose(Tiles() if mode == "reference" else None, None)
 
 
-def load_vae_for(handle: VAEHandle, video: MemorySize, tiles: Tiles | None) -> None:
-    """Bring the VAE to its device, with room for one piece of the video."""
-    count, height, width = video
-    if tiles:
-        count, height, width = min(count, tiles.frames), min(height, tiles.size), min(width, tiles.size)
-    work = vae_bytes(handle.vae.config.block_channels, count, height, width, _item_size(handle))
-    comfy_host.load(handle.managed, working_bytes=work)
-
-
-def _item_size(handle: VAEHandle) -> int:
-    return next(handle.vae.parameters()).element_size()
+@contextmanager
+def kept_in_temp(samples: Tensor) -> Iterator[None]:
+    """Put latents into ComfyUI's temporary folder while they are decoded. There they stay if memory runs out, and the
+    error says where.
+    """
+    path = comfy_host.temp_folder() / f"hyvideo-{secrets.token_hex(4)}.latent"
+    try:
+        save_native_latents(path, samples.float().cpu())
+    except HyvError as error:
+        logger.warning("latents could not be kept while they are decoded: %s", error)
+        yield
+        return
+    try:
+        yield
+    except OutOfMemory as error:
+        raise OutOfMemory(
+            f"{error} Until ComfyUI starts again the latents are in {path}, for Load Latent or `hyvideo generate "
+            "--decode`."
+        ) from error
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
 
 
 class Decode(io.ComfyNode):
@@ -127,22 +174,43 @@ class Decode(io.ComfyNode):
         samples = check_samples(latents, vae.vae.config.latent_channels)
         frames, height, width = pixel_frames(samples.shape[2]), *(n * SPATIAL_COMPRESSION for n in samples.shape[3:])
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
-        chosen = choose_tiles(vae, tiles, tile_size, tile_frames, (frames, height, width))
-        load_vae_for(vae, (frames, height, width), chosen)
-        videos = [decode_one(vae, row, chosen, host) for row in samples.split(1)]
-        return io.NodeOutput(videos[0] if len(videos) == 1 else torch.cat(videos))
+        images = torch.empty(samples.shape[0] * frames, height, width, 3)
+        with measured(host.device) as log, kept_in_temp(samples):
+
+            def decode(chosen: Tiles | None) -> Tensor:
+                log.tiles = describe_tiles(chosen)
+                for row, out in zip(samples.split(1), images.split(frames), strict=True):
+                    decode_into(out, vae, row, chosen, host)
+                return images
+
+            choice = tiles, tile_size, tile_frames
+            run_in_tiles(vae, choice, (frames, height, width), "decoding", host, decode)
+        assert log.report is not None
+        host.say(log.report.describe())
+        return io.NodeOutput(images)
 
 
-def decode_one(handle: VAEHandle, latents: Tensor, tiles: Tiles | None, host: comfy_host.ComfyHost) -> Tensor:
-    """Frames [F, H, W, 3] in 0..1, float32, on the CPU, of latents [1, C, T, H, W]. Raises NonFiniteOutput."""
+def decode_into(
+    out: Tensor, handle: VAEHandle, latents: Tensor, tiles: Tiles | None, host: comfy_host.ComfyHost
+) -> None:
+    """Fill out [F, H, W, 3], float32 in 0..1 on the CPU, with the frames of latents [1, C, T, H, W].
+
+    Frames leave the device as they are done. Raises NonFiniteOutput.
+    """
     host.stage("decoding", 0)
-    pixels = handle.vae.decode(latents.to(host.device), tiles, host)
-    if not bool(torch.isfinite(pixels).all()):
-        raise NonFiniteOutput(
-            f"Decoding in {short_dtype(pixels.dtype)} gave NaN or infinity; the video would have black frames. Set the "
-            "VAE's dtype to float32. If it is already, the VAE's file or the latents are damaged."
-        )
-    return (pixels[0].float().cpu() / 2 + 0.5).clamp_(0, 1).permute(1, 2, 3, 0).contiguous()
+    done, watch = 0, FlatWatch()
+    for pixels in handle.vae.decode_spans(latents.to(host.device), tiles, host):
+        if not bool(torch.isfinite(pixels).all()):
+            raise NonFiniteOutput(
+                f"Decoding in {short_dtype(pixels.dtype)} gave NaN or infinity; the video would have black frames. Set "
+                "the VAE's dtype to float32. If it is already, the VAE's file or the latents are damaged."
+            )
+        part = out[done : done + pixels.shape[2]]
+        part.copy_(pixels[0].permute(1, 2, 3, 0)).div_(2).add_(0.5).clamp_(0, 1)
+        watch.look(part)
+        done += pixels.shape[2]
+        del pixels
+    watch.warn()
 
 
 def check_samples(latents: dict[str, Any], channels: int) -> Tensor:

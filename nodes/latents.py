@@ -11,9 +11,9 @@ from torch import Tensor
 from ..hyvideo_lib.buckets import BASES, closest_bucket
 from ..hyvideo_lib.errors import InvalidSetting, NonFiniteOutput
 from ..hyvideo_lib.geometry import check_frames, check_size, latent_shape
-from ..hyvideo_lib.vae import CausalVideoVAE
+from ..hyvideo_lib.vae import Tiles
 from . import comfy_host
-from .decode import TILE_MODES, check_tiles, choose_tiles, load_vae_for, tile_inputs
+from .decode import TILE_MODES, check_tiles, run_in_tiles, tile_inputs
 from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors
 from .sockets import HYV_VAE, VAEHandle, short_dtype
 
@@ -217,14 +217,16 @@ class EncodeVideo(io.ComfyNode):
         check_frames(count)
         check_size(width, height)
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
-        model: CausalVideoVAE = vae.vae
-        chosen = choose_tiles(vae, tiles, tile_size, tile_frames, (count, height, width))
-        load_vae_for(vae, (count, height, width), chosen)
-        host.stage("encoding video", 0)
         pixels = (frames[..., :3] * 2 - 1).permute(3, 0, 1, 2)[None]  # [1, 3, F, H, W] in -1..1
-        posterior = model.encode(pixels.to(host.device), chosen, host)
-        generator = torch.Generator().manual_seed(seed)
-        latents = posterior.sample(generator) if sampled else posterior.mean
+
+        def encode(chosen: Tiles | None) -> Tensor:
+            host.stage("encoding video", 0)
+            posterior = vae.vae.encode(pixels.to(host.device), chosen, host)
+            generator = torch.Generator().manual_seed(seed)
+            return posterior.sample(generator) if sampled else posterior.mean
+
+        choice = tiles, tile_size, tile_frames
+        latents = run_in_tiles(vae, choice, (count, height, width), "encoding", host, encode)
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteOutput(
                 f"Encoding in {short_dtype(latents.dtype)} gave NaN or infinity. Set the VAE's dtype to float32. If it "

@@ -9,7 +9,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..hyvideo_lib.attention import attention_names, register
-from ..hyvideo_lib.checkpoint import FileReport, inspect_file, load_text_encoder, load_transformer, load_vae
+from ..hyvideo_lib.checkpoint import FileReport, inspect_file, load_any_vae, load_text_encoder, load_transformer
 from ..hyvideo_lib.checkpoint.variants import KIND_NAMES, name_contradiction
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
@@ -28,7 +28,8 @@ DEMO = "hyvideo-demo"
 """Stands in every loader's list for the embedded demo model's file."""
 
 TRANSFORMER_KINDS = ("diffusion_models",)
-VAE_KINDS = ("vae",)
+VAE_KINDS = ("vae", "vae_approx")
+"""The second is where ComfyUI has tiny VAEs for previews."""
 TEXT_KINDS = ("text_encoders", "clip", "LLM")
 """The last is where older packs kept the language model."""
 ALL_KINDS = tuple(dict.fromkeys((*TRANSFORMER_KINDS, *VAE_KINDS, *TEXT_KINDS, "loras")))
@@ -323,7 +324,8 @@ class LoadVAE(io.ComfyNode):
                     "file",
                     options=list_choices(*VAE_KINDS),
                     default=DEMO,
-                    tooltip="A file in models/vae. hyvideo-demo belongs to the demo transformer.",
+                    tooltip="A file in models/vae, or in models/vae_approx: a tiny VAE (TAEHV) decodes previews and "
+                    "encodes nothing. hyvideo-demo belongs to the demo transformer.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -353,8 +355,10 @@ class LoadVAE(io.ComfyNode):
     def execute(cls, file: str, dtype: str = "auto") -> io.NodeOutput:
         path = resolve(file, assets.VAE, *VAE_KINDS)
         report = check_file("vae", path)
+        for note in report.notes:
+            logger.info("%s: %s", path.name, note)
         device = comfy_host.vae_device()
-        vae = load_vae(path, compute_dtype=Precision(vae=dtype).vae_dtype(device))
+        vae = load_any_vae(path, compute_dtype=Precision(vae=dtype).vae_dtype(device))
         return io.NodeOutput(VAEHandle(path.name, report, vae, comfy_host.manage(Offloader(vae), device)))
 
 

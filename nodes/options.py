@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..hyvideo_lib.caches import METHODS, CacheConfig
 from ..hyvideo_lib.memory import AUTO, BlockSwap
 from ..hyvideo_lib.sampling import GuidanceConfig
 from ..hyvideo_lib.transformer import CompileConfig, RopeSettings
 from ..hyvideo_lib.transformer.compile_config import BACKENDS as COMPILE_BACKENDS
 from ..hyvideo_lib.transformer.compile_config import MODES as COMPILE_MODES
 from .node import CATEGORY, check_inputs, names_its_errors
-from .sockets import HYV_BLOCK_SWAP, HYV_COMPILE, HYV_GUIDANCE, HYV_ROPE
+from .sockets import HYV_BLOCK_SWAP, HYV_CACHE, HYV_COMPILE, HYV_GUIDANCE, HYV_ROPE
 
 MAX_BLOCKS = 200
 
@@ -222,4 +223,118 @@ class Compile(io.ComfyNode):
         return io.NodeOutput(CompileConfig(backend, mode, dynamic))
 
 
-NODES = (Rope, Guidance, BlockSwapNode, Compile)
+PLACES = ("device", "host")
+OWN = -1
+"""Of a number: the method's own."""
+
+
+class Cache(io.ComfyNode):
+    """HyvCache."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        methods = " ".join(method.description for method in METHODS.values())
+        defaults = ", ".join(f"{method.threshold:g} for {name}" for name, method in METHODS.items())
+        starts = ", ".join(f"{method.start:g} for {name}" for name, method in METHODS.items() if method.start)
+        return io.Schema(
+            node_id="HyvCache",
+            display_name="HunyuanVideo Step Cache",
+            category=f"{CATEGORY}/options",
+            description="Skips steps and uses an earlier one's result instead: faster, and not the same video.",
+            inputs=[
+                io.Combo.Input("method", options=list(METHODS), default="teacache", tooltip=methods),
+                io.Float.Input(
+                    "threshold",
+                    default=float(OWN),
+                    min=float(OWN),
+                    max=10.0,
+                    step=0.001,
+                    tooltip=f"How far things may drift before a step is computed. Higher is faster and worse; 0 skips "
+                    f"nothing. -1 is the method's own: {defaults}.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=float(OWN),
+                    min=float(OWN),
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fraction of the steps that are all computed first, as layout and motion are decided "
+                    f"there. -1 is the method's own: {starts}, 0 for the others.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fraction from which on all steps are computed again, for fine detail. The last step "
+                    "always is.",
+                ),
+                io.Int.Input(
+                    "max_skips",
+                    default=OWN,
+                    min=OWN,
+                    max=100,
+                    tooltip="Steps skipped in a row at most. 0 is without bound; -1 is the method's own: 4 for "
+                    "magcache, without bound for the others.",
+                ),
+                io.Combo.Input(
+                    "residuals",
+                    options=list(PLACES),
+                    default="device",
+                    tooltip="Where what is kept waits: on the card, or in RAM, which saves memory and costs two copies "
+                    "a step. easycache keeps next to nothing.",
+                ),
+            ],
+            outputs=[HYV_CACHE.Output("cache", display_name="cache", tooltip="For the sampler.")],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        method: str = "teacache",
+        threshold: float = OWN,
+        start: float = OWN,
+        end: float = 1.0,
+        max_skips: int = OWN,
+        residuals: str = "device",
+    ) -> bool | str:
+        values = {
+            "method": method,
+            "threshold": threshold,
+            "start": start,
+            "end": end,
+            "max_skips": max_skips,
+            "residuals": residuals,
+        }
+        return check_inputs(cls, values, lambda: cache_config(method, threshold, start, end, max_skips, residuals))
+
+    @classmethod
+    @names_its_errors
+    def execute(
+        cls,
+        method: str = "teacache",
+        threshold: float = OWN,
+        start: float = OWN,
+        end: float = 1.0,
+        max_skips: int = OWN,
+        residuals: str = "device",
+    ) -> io.NodeOutput:
+        return io.NodeOutput(cache_config(method, threshold, start, end, max_skips, residuals))
+
+
+def cache_config(
+    method: str, threshold: float, start: float, end: float, max_skips: int, residuals: str
+) -> CacheConfig:
+    """What the widgets say. Raises InvalidSetting."""
+    return CacheConfig(
+        method,
+        None if threshold < 0 else threshold,
+        None if start < 0 else start,
+        end,
+        None if max_skips < 0 else max_skips,
+        residuals == "host",
+    )
+
+
+NODES = (Rope, Guidance, BlockSwapNode, Compile, Cache)

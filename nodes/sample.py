@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..hyvideo_lib.caches import CacheConfig, CacheReport
 from ..hyvideo_lib.errors import InvalidGuidance, InvalidSetting, InvalidSize
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION
-from ..hyvideo_lib.pipeline import SampleRun
+from ..hyvideo_lib.pipeline import SampleRun, measured
 from ..hyvideo_lib.sampling import (
     SOLVERS,
     GuidanceConfig,
@@ -27,7 +29,7 @@ from ..hyvideo_lib.vae import VAEConfig
 from . import comfy_host
 from .decode import check_samples
 from .node import CATEGORY, check_inputs, names_its_errors
-from .sockets import HYV_EMBEDS, HYV_GUIDANCE, HYV_MODEL, HYV_ROPE, Embeds, TransformerHandle
+from .sockets import HYV_CACHE, HYV_EMBEDS, HYV_GUIDANCE, HYV_MODEL, HYV_ROPE, Embeds, TransformerHandle
 
 SCALING = VAEConfig().scaling
 """Of HunyuanVideo's latents: LATENT wires carry them unscaled, the transformer wants them multiplied by this."""
@@ -88,6 +90,7 @@ class Sampler(io.ComfyNode):
         guidance_options: GuidanceConfig | None = None,
         sigmas: Tensor | None = None,
         mask: Tensor | None = None,
+        cache: CacheConfig | None = None,
     ) -> io.NodeOutput:
         config = model.model.config
         given = check_size_of(check_samples(latents, config.out_channels), config)
@@ -113,13 +116,22 @@ class Sampler(io.ComfyNode):
             rope or RopeSettings(),
             model.offloader,
             model.loras,
+            cache,
             compiling=model.compiling,
         )
         run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
-        comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
-        run = run.attending(model.attention, given.shape[2:])
+        caches = [run.start_cache(given.shape[2:]) for _ in given]
         seeds = consecutive_seeds(seed, len(given))
-        videos = [run.make(given[i : i + 1], seed, masks and masks[i]) for i, seed in enumerate(seeds)]
+        before = model.offloader.traffic
+        with measured(host.device) as log:
+            comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
+            run = run.attending(model.attention, given.shape[2:])
+            videos = [run.make(given[i : i + 1], seed, masks and masks[i], caches[i]) for i, seed in enumerate(seeds)]
+            log.traffic, log.attention = model.offloader.traffic - before, run.attention.name
+            log.swapped_blocks = model.offloader.num_swapped
+        assert log.report is not None
+        skipped = [f", {describe_skipped(reports)}"] if (reports := [cache.report for cache in caches if cache]) else []
+        host.say("".join([log.report.describe(), *skipped]))
         rest = {key: value for key, value in latents.items() if key not in ("samples", "noise_mask")}
         return io.NodeOutput({**rest, "samples": torch.cat(videos)}, levels)
 
@@ -195,7 +207,17 @@ def _options() -> list[Any]:
             optional=True,
             tooltip="White is made anew, black keeps the given latents. One frame for all, or one for each.",
         ),
+        HYV_CACHE.Input(
+            "cache",
+            optional=True,
+            tooltip="From Step Cache: faster, and not the same video. Without it every step is computed.",
+        ),
     ]
+
+
+def describe_skipped(reports: Sequence[CacheReport]) -> str:
+    """ "skipped 7 of 20 steps"; of several videos that of each."""
+    return "; ".join(report.sentence() for report in reports)
 
 
 def check_size_of(samples: Tensor, config: TransformerConfig) -> Tensor:

@@ -18,7 +18,7 @@ from ..hyvideo_lib.lora import LoraUse
 from ..hyvideo_lib.memory import Offloader
 from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder, TextEmbeds
 from ..hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer
-from ..hyvideo_lib.vae import CausalVideoVAE
+from ..hyvideo_lib.vae import CausalVideoVAE, TinyVAE
 
 HYV_MODEL = io.Custom("HYV_MODEL")
 HYV_TEXT = io.Custom("HYV_TEXT")
@@ -29,6 +29,7 @@ HYV_ROPE = io.Custom("HYV_ROPE")
 HYV_GUIDANCE = io.Custom("HYV_GUIDANCE")
 HYV_BLOCK_SWAP = io.Custom("HYV_BLOCK_SWAP")
 HYV_COMPILE = io.Custom("HYV_COMPILE")
+HYV_CACHE = io.Custom("HYV_CACHE")
 
 
 def short_dtype(dtype: torch.dtype) -> str:
@@ -83,11 +84,13 @@ class VAEHandle:
 
     name: str
     report: FileReport
-    vae: CausalVideoVAE
+    vae: CausalVideoVAE | TinyVAE
     managed: Any
 
     def __repr__(self) -> str:
-        return f"HYV_VAE({self.vae.config.latent_channels} channels, {short_dtype(next(self.vae.parameters()).dtype)})"
+        kind = "tiny, for previews, " if isinstance(self.vae, TinyVAE) else ""
+        dtype = short_dtype(next(self.vae.parameters()).dtype)
+        return f"HYV_VAE({kind}{self.vae.config.latent_channels} channels, {dtype})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

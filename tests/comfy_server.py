@@ -278,6 +278,15 @@ def demo_prompt(text: str = "a red circle moving left on a black background", **
         "empty": node("HyvEmptyLatents", width=64, height=64, frames=17, batch=1),
         "rope": node("HyvRope", time_scale=1.0, height_scale=1.0, width_scale=1.0, extrapolate=False),
         "cfg": node("HyvGuidance", cfg_scale=1.0, start=0.0, end=1.0, rescale=0.0, batched=True),
+        "cache": node(
+            "HyvCache",
+            method="teacache",
+            threshold=0.0,  # computes every step
+            start=-1.0,
+            end=1.0,
+            max_skips=-1,
+            residuals="device",
+        ),
         "sampler": node(
             "HyvSampler",
             model=["model", 0],
@@ -291,6 +300,7 @@ def demo_prompt(text: str = "a red circle moving left on a black background", **
             strength=1.0,
             rope=["rope", 0],
             guidance_options=["cfg", 0],
+            cache=["cache", 0],
         ),
         "decode": node(
             "HyvDecode", vae=["vae", 0], latents=["sampler", 0], tiles="none", tile_size=256, tile_frames=64

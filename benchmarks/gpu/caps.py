@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from benchmarks.gpu import card
 from benchmarks.gpu.clips import Clip, clips
 from benchmarks.gpu.models import FP8, TINY_TRANSFORMER, TRANSFORMER, random_transformer
 from benchmarks.rows import OURS, Options, Row, measured_row, skipped_row
 from benchmarks.transformer import GUIDANCE
-from hyvideo_lib.memory.estimate import transformer_bytes
+from hyvideo_lib.memory.estimate import choose_lean, transformer_bytes
 from hyvideo_lib.pipeline import offload_transformer
 from hyvideo_lib.transformer import HunyuanVideoTransformer
 
@@ -37,16 +38,25 @@ def one_step(model: HunyuanVideoTransformer, clip: Clip, gib: float, case: str, 
     inputs = clip.inputs(model.config, model.compute_dtype, options.device)
     free = card.free_bytes(options.device, gib)
     assert free is not None
-    config = model.config
-    working = transformer_bytes(config.hidden_size, config.mlp_ratio, clip.tokens, model.compute_dtype.itemsize)
+    config, item_size = model.config, model.compute_dtype.itemsize
     source = offload_transformer(model)
+    free -= largest_cast(model)
+    lean = choose_lean(config, clip.tokens, item_size, 1, max(free - source.num_bytes, free // 2))
+    working = transformer_bytes(config.hidden_size, config.mlp_ratio, clip.tokens, item_size, lean=lean)
     try:
         source.load(options.device, max(0, free - working - source.visit_bytes))
-        call = lambda: model(**inputs, guidance=GUIDANCE, source=source)  # noqa: E731
+        call = lambda: model(**inputs, guidance=GUIDANCE, source=source, lean=lean)  # noqa: E731
         result = card.measure(call, options.device, options.repeats)
-        plan = {"swapped": source.num_swapped, "predicted_bytes": source.loaded_bytes + working}
+        predicted = source.loaded_bytes + working + largest_cast(model)
+        plan = {"swapped": source.num_swapped, "head_groups": lean.head_groups, "predicted_bytes": predicted}
     except torch.OutOfMemoryError:
         return skipped_row("gpu caps", case, OURS, card.OUT_OF_MEMORY)
     finally:
         source.go_home()
     return {**measured_row("gpu caps", case, OURS, result), **plan}
+
+
+def largest_cast(model: HunyuanVideoTransformer) -> int:
+    """Bytes of the largest weight that is cast when it is used, as a copy in the compute dtype."""
+    linears = (layer for block in model.blocks for layer in block.modules() if isinstance(layer, nn.Linear))
+    return max(layer.weight.numel() for layer in linears) * model.compute_dtype.itemsize

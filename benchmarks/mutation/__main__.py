@@ -35,7 +35,10 @@ LORA = (
 MODULES: Mapping[str, Sequence[str]] = {
     "geometry": (f"{TESTS}/test_geometry.py", "tests/properties/test_geometry.py"),
     "sampling/schedule": (f"{TESTS}/sampling/test_schedule.py", "tests/properties/test_schedule.py"),
-    "checkpoint/keymaps": (f"{TESTS}/checkpoint/test_keymaps.py", "tests/properties/test_keymaps.py"),
+    "checkpoint/keymaps": (
+        *(f"{TESTS}/checkpoint/test_{name}.py" for name in ("keymaps", "convert_stored", "layouts")),
+        "tests/properties/test_keymaps.py",
+    ),
     **{f"checkpoint/{name}": RECOGNISER for name in ("detect", "examine", "layout", "variants")},
     **{f"lora/{name}": LORA for name in ("names", "families", "read")},
 }

@@ -142,10 +142,12 @@ class CacheConfig:
         Raises InvalidSetting where MagCache has no curve for the model.
         """
         method, limits = METHODS[self.method], self.limits
-        curve = self.curve
-        if self.method == "magcache" and curve is None:
-            curve = find_curve(CURVES, model, pixels)
+        curve = self.curve_for(model, pixels)
         return method.make(limits, levels, lambda store: method.rule(limits.threshold, store, curve))
+
+    def curve_for(self, model: tuple[int, int, int], pixels: int) -> MagCurve | None:
+        """MagCache's curve; None for the other methods. Raises InvalidSetting where there is none for the model."""
+        return None if self.method != "magcache" else self.curve or find_curve(CURVES, model, pixels)
 
     def device_bytes(self, hidden_size: int, tokens: int, item_size: int, branches: int) -> int:
         """Bytes on the device beside those of a run without a cache. tokens: of the image; branches: of the guidance.

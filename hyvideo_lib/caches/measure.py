@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..errors import InvalidSetting
 from .drift import CHUNK_TOKENS
 from .ratios import MagCurve
 from .run import Key, Limits, Rule, StepCache, StoreFn
@@ -26,17 +27,18 @@ class _Never:
 
 
 class Measurement(StepCache):
-    """Ratios of magnitudes over any number of runs with these levels; the first pass at each level counts.
+    """Ratios of magnitudes over any number of runs with the same levels; the first pass at each level counts.
 
     A ratio is that of the norms of what a token got from all blocks, at one level and the last, averaged over the
     tokens, the items, the branches and the runs.
     """
 
-    def __init__(self, levels: Sequence[float]) -> None:
+    def __init__(self) -> None:
         rule_fn: Callable[[StoreFn], Rule] = _Never
-        super().__init__(Limits("measure", 0.0, 0.0, 1.0, None, False), levels, rule_fn)
+        super().__init__(Limits("measure", 0.0, 0.0, 1.0, None, False), (), rule_fn)
         self._ratios: dict[float, list[float]] = {}
         self._norms: dict[Key, tuple[float, Tensor]] = {}
+        self._levels: set[float] = set()
         self._before: Tensor | None = None
 
     def begin(self, sigma: float, branches: tuple[str, ...], window: int = 0) -> None:
@@ -44,12 +46,18 @@ class Measurement(StepCache):
             self._norms.clear()
         super().begin(sigma, branches, window)
 
+    def release(self) -> None:
+        super().release()
+        self._norms.clear()
+        self._before = None
+
     def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
         self._before = self.store(img)
         return None
 
     def after_blocks(self, img: Tensor) -> None:
         assert self._before is not None
+        self._levels.add(self._sigma)
         norms = token_norms(img, self._before)
         self._before = None
         for key, part in zip(self._keys, norms.chunk(len(self._keys)), strict=True):
@@ -61,11 +69,14 @@ class Measurement(StepCache):
             self._norms[key] = self._sigma, part
 
     def curve(self) -> MagCurve:
-        """What was measured. Raises InvalidSetting if that was a single step."""
-        seen = [level for level in self.levels if level in self._ratios]
-        first = self.levels[self.levels.index(seen[0]) - 1] if seen else 1.0
-        means = (sum(self._ratios[level]) / len(self._ratios[level]) for level in seen)
-        return MagCurve((first, *seen), tuple(round(mean, 5) for mean in means))
+        """What was measured. Raises InvalidSetting if no run had two steps, or runs had different levels."""
+        levels = sorted(self._levels, reverse=True)
+        found = [self._ratios.get(level, []) for level in levels[1:]]
+        if not found or len({len(ratios) for ratios in found}) > 1:
+            raise InvalidSetting(
+                "Magnitude ratios are measured over two steps or more, the same in every video. Give --steps 20."
+            )
+        return MagCurve(tuple(levels), tuple(round(sum(ratios) / len(ratios), 5) for ratios in found))
 
 
 def token_norms(now: Tensor, before: Tensor) -> Tensor:

@@ -84,12 +84,16 @@ class Key(NamedTuple):
 
 @dataclass(eq=False)
 class _State:
-    """One branch of one window. kept: what its last computed pass added to its input, [B, ...]."""
+    """One branch of one window. kept: what its last computed pass added to its input, [B, ...].
+
+    level: where it was last decided whether to skip. told: where the rule last heard of a computed pass.
+    """
 
     shape: torch.Size
     rule: Rule
     kept: Tensor | None = None
     level: float = math.inf
+    told: float = math.inf
     is_skipped: bool = False
     in_a_row: int = 0
 
@@ -121,7 +125,6 @@ class StepCache:
     _sigma: float = field(default=math.inf, init=False)
     _log: dict[float, _Level] = field(default_factory=dict, init=False)
     _input: Tensor | None = field(default=None, init=False)
-    _is_first: bool = field(default=True, init=False)
 
     def begin(self, sigma: float, branches: tuple[str, ...], window: int = 0) -> None:
         """The next pass is at this noise level, of these branches."""
@@ -129,6 +132,11 @@ class StepCache:
             self._states.clear()
             self._log.clear()
         self._sigma, self._keys, self._input = sigma, tuple(Key(branch, window) for branch in branches), None
+
+    def release(self) -> None:
+        """Give back the memory of what is kept: the run is over. The report stays."""
+        self._states.clear()
+        self._input = None
 
     # Where a pass asks, in its order. An answer stands for the rest of the pass; None computes on.
 
@@ -196,9 +204,11 @@ class StepCache:
         added = made.to(self._input.device) - self._input
         self._input = None
         for key, kept, part in zip(self._keys, self._parts(added), self._parts(made), strict=True):
-            self._states[key].kept = kept
-            if self._is_first:
-                self._states[key].rule.was_computed(part)
+            state = self._states[key]
+            state.kept = kept
+            if state.told != self._sigma:  # a level's further passes say nothing of how things move from step to step
+                state.told = self._sigma
+                state.rule.was_computed(part)
 
     def _parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         return batch.chunk(len(self._keys))
@@ -210,8 +220,7 @@ class StepCache:
         return state
 
     def _decide(self, states: Sequence[_State], seen: Tensor) -> bool:
-        self._is_first = any(state.level != self._sigma for state in states)
-        if not self._is_first:
+        if all(state.level == self._sigma for state in states):
             return all(state.is_skipped for state in states)
         # Every rule is asked, also where nothing may be skipped: each follows its own branch.
         may_skip = [

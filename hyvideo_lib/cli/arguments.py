@@ -13,6 +13,7 @@ Number = TypeVar("Number", int, float)
 # Names of the library's tables, which cost seconds to import; a test holds them to the tables.
 SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 TEMPLATES = ("video", "image", "none")
+CACHES = ("teacache", "first_block", "easycache", "magcache")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("auto", "sdpa", "flash_attn_2", "flash_attn_3", "sage", "xformers", "comfy_kitchen")
 STORAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
@@ -130,6 +131,40 @@ def add_lora(parser: Parser, named: str = "") -> None:
     )
 
 
+def add_cache(parser: Parser) -> None:
+    """Step caches: fewer passes of the transformer, at the cost of quality. Numbers are CacheConfig's to refuse."""
+    group = parser.add_argument_group(
+        "step cache",
+        "Skips passes of the transformer and uses an earlier one's instead: faster, and not the same video. What it "
+        "costs was measured in benchmarks/README.md. Not exact, so off unless named.",
+    )
+    group.add_argument(
+        "--cache",
+        metavar="METHOD[:THRESHOLD]",
+        help=f"{', '.join(CACHES)}; a higher threshold skips more, 0 nothing (without one: the method's own)",
+    )
+    for name, text in (
+        ("start", "fraction of the steps that are all computed first (default: the method's)"),
+        ("end", "fraction of the steps from which on all are computed again (default: 1; the last always is)"),
+    ):
+        group.add_argument(f"--cache-{name}", type=_real(f"The cache's {name}", InvalidSetting), metavar="X", help=text)
+    group.add_argument(
+        "--cache-max-skips",
+        type=_whole("The cache's max-skips", InvalidSetting),
+        metavar="N",
+        help="steps skipped in a row at most, 0 without bound (default: the method's)",
+    )
+    group.add_argument(
+        "--cache-on-host", action="store_true", help="what it keeps waits in RAM instead of the device's memory"
+    )
+    group.add_argument("--cache-ratios", metavar="FILE", help="magcache: magnitude ratios measured for this model")
+    group.add_argument(
+        "--measure-ratios",
+        metavar="FILE",
+        help="measure magcache's ratios while these videos are made, and write them (.json)",
+    )
+
+
 def add_device(parser: Parser) -> None:
     """Where to compute, in what."""
     group = parser.add_argument_group("device and precision")
@@ -196,7 +231,8 @@ def add_tiles(parser: Parser) -> None:
         "--tiles",
         default="reference",
         metavar="WHAT",
-        help="reference (256 pixels, 64 frames), none (in one piece), or a tile size in pixels (default: reference)",
+        help="reference (256 pixels, 64 frames), fit (the largest that fit into free memory), none (in one piece), or "
+        "a tile size in pixels (default: reference); where memory runs out, smaller ones are taken",
     )
     group.add_argument(
         "--tile-frames", type=_whole("tile frames", InvalidSetting), metavar="N", help="frames of a tile (default: 64)"

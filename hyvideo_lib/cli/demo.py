@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..demo import assets
 from ..errors import FileMissing
-from .arguments import Parser, add_device, add_lora, add_sampling, add_swap, add_tiles
-from .options import choose_device, lora_options, precision_options, sampling_options, swap_options
+from .arguments import Parser, add_cache, add_device, add_lora, add_sampling, add_swap, add_tiles
+from .options import cache_options, choose_device, lora_options, precision_options, sampling_options, swap_options
 from .outputs import FOLDER, check_suffix, numbered
 from .report import Console
 
@@ -36,6 +36,7 @@ def add_arguments(parser: Parser) -> None:
     add_lora(
         parser, "; large is the demo's own, for prompts like 'a large red circle moving left on a black background'"
     )
+    add_cache(parser)
     add_device(parser)
     add_swap(parser)
 
@@ -52,6 +53,7 @@ def run(options: Namespace, console: Console) -> int:
         frames=assets.FRAMES,
         fps=assets.FPS,
         loras=lora_options(options, {"large": assets.LORAS["kohya"]}),
+        cache=cache_options(options),
         **sampling_options(options, negative=""),
     )
     request.check()
@@ -71,6 +73,7 @@ def run(options: Namespace, console: Console) -> int:
         overwrite=options.force or options.out is None,
         loras=loras,
         swap=swap_options(options),
+        measured=options.measure_ratios,
     )
     with one_thread():
         return renderer.render(tasks)

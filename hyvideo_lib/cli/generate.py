@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput, InvalidFrames, InvalidSetting, InvalidSize
-from .arguments import TEMPLATES, Parser, add_device, add_lora, add_sampling, add_swap, add_tiles, number
+from .arguments import TEMPLATES, Parser, add_cache, add_device, add_lora, add_sampling, add_swap, add_tiles, number
 from .options import (
+    cache_options,
     choose_device,
     lora_options,
     precision_options,
@@ -69,6 +70,7 @@ def add_arguments(parser: Parser) -> None:
     _add_input(parser)
     add_tiles(parser)
     add_lora(parser)
+    add_cache(parser)
     add_device(parser)
     add_swap(parser)
     _add_output(parser)
@@ -135,22 +137,30 @@ def run(options: Namespace, console: Console) -> int:
 
 
 def _generate(options: Namespace, console: Console) -> int:
-    from ..pipeline import check_files, check_latents, check_loras
+    from ..pipeline import check_cache, check_files, check_latents, check_loras
     from .render import Renderer
 
     prompts = _prompts(options)
     start = find_start(options)
-    request = _request(options, start)
+    request = request_from(options, start)
     replace(request, prompt="-").check()  # what all prompts share; each prompt is held to the rules by itself
     tasks = _tasks(options, prompts, request)
     precision, device, files = precision_options(options), choose_device(options.device), _files(options)
     reports = check_files(files)
     if start.latents is not None:
         check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
+    if start.video is not None and reports["vae"].variant == "taehv":
+        raise InvalidSetting(
+            f"--input-video needs a VAE that encodes, and {files.vae.name} only decodes previews. Give HunyuanVideo's "
+            "own as --vae, or begin with latents (--input-latents)."
+        )
     loras = check_loras(request.loras, reports["transformer"])
+    check_cache(request.cache, reports["transformer"], request.width * request.height)
     precision.check_attention(device, reports["transformer"].config or {})
     console.note(f"Seed {request.seed}")
-    renderer = Renderer(files, precision, device, console, options.force, loras, swap_options(options))
+    renderer = Renderer(
+        files, precision, device, console, options.force, loras, swap_options(options), options.measure_ratios
+    )
     return renderer.render(tasks, start.latents, start.video)
 
 
@@ -176,7 +186,7 @@ def _files(options: Namespace) -> Files:
     return Files(*(getattr(options, name) for name in (*names, "llm_tokenizer", "clip_tokenizer")))
 
 
-def _request(options: Namespace, start: Start) -> GenerateRequest:
+def request_from(options: Namespace, start: Start) -> GenerateRequest:
     """Everything that all prompts share; the prompt itself is empty."""
     from ..pipeline import GenerateRequest
     from ..transformer import RopeSettings
@@ -194,6 +204,7 @@ def _request(options: Namespace, start: Start) -> GenerateRequest:
         strength=strength if start.is_given else 1.0,
         rope=RopeSettings(extrapolate=options.rope_extrapolate),
         loras=lora_options(options),
+        cache=cache_options(options),
         **sampling_options(options),
     )
 

@@ -14,13 +14,15 @@ from ..errors import InvalidSetting, InvalidTiles
 from .arguments import number
 
 if TYPE_CHECKING:
+    from ..caches import CacheConfig
     from ..memory import BlockSwap
-    from ..pipeline import LoraChoice, Precision
+    from ..pipeline import LoraChoice, Precision, TilesChoice
     from ..text import PromptTemplate
-    from ..vae import Tiles
 
 _LORA = re.compile(r"(?P<path>.*\.safetensors)(?::(?P<strength>[^:]*))?(?::(?P<blocks>[^:]*))?", re.I | re.S)
 
+WORDS = {"none": None, "fit": "fit"}
+"""Words for tiles that are no size."""
 RANDOM_SEEDS = 2**32
 """PyTorch's CPU generator looks at so many bits."""
 
@@ -51,16 +53,18 @@ def sampling_options(options: Namespace, negative: str | None = None) -> dict[st
     }
 
 
-def tiles_options(options: Namespace) -> Tiles | None:
+def tiles_options(options: Namespace) -> TilesChoice:
     """What --tiles, --tile-frames and --tile-overlap mean. Raises InvalidTiles, InvalidSetting."""
     from ..vae import Tiles
 
     given = {"frames": options.tile_frames, "overlap": options.tile_overlap}
     changed = {name: value for name, value in given.items() if value is not None}
-    if options.tiles == "none":
+    if options.tiles in WORDS:
         if changed:
-            raise InvalidTiles("--tile-frames and --tile-overlap need tiles, but --tiles is none. Leave that out.")
-        return None
+            raise InvalidTiles(
+                f"--tile-frames and --tile-overlap need tiles, but --tiles is {options.tiles}. Leave that out."
+            )
+        return WORDS[options.tiles]
     if options.tiles != "reference":
         changed["size"] = number(int, "tiles", InvalidTiles)(options.tiles)
     return Tiles(**changed)
@@ -82,6 +86,38 @@ def lora_options(options: Namespace, named: Mapping[str, Path] = MappingProxyTyp
         strength = number(float, "The LoRA's strength", InvalidSetting)(match["strength"] or "1")
         choices.append(LoraChoice(Path(match["path"]), strength, match["blocks"] or ""))
     return tuple(choices)
+
+
+def cache_options(options: Namespace) -> CacheConfig | None:
+    """What --cache and its companions mean; None without a cache. Raises InvalidSetting."""
+    from ..caches import CacheConfig, load_curve
+
+    companions = {
+        "--cache-start": options.cache_start,
+        "--cache-end": options.cache_end,
+        "--cache-max-skips": options.cache_max_skips,
+        "--cache-on-host": options.cache_on_host or None,
+        "--cache-ratios": options.cache_ratios,
+    }
+    given = [name for name, value in companions.items() if value is not None]
+    if options.cache is None:
+        if given:
+            raise InvalidSetting(f"{given[0]} needs a step cache: name one with --cache METHOD, or leave it out.")
+        return None
+    if options.measure_ratios is not None:
+        raise InvalidSetting("--measure-ratios needs every step computed: leave out --cache.")
+    method, colon, threshold = options.cache.partition(":")
+    if options.cache_ratios is not None and method != "magcache":
+        raise InvalidSetting(f"--cache-ratios is for magcache, but --cache is {method}. Leave it out.")
+    return CacheConfig(
+        method,
+        number(float, "The cache's threshold", InvalidSetting)(threshold) if colon else None,
+        options.cache_start,
+        1.0 if options.cache_end is None else options.cache_end,
+        options.cache_max_skips,
+        options.cache_on_host,
+        None if options.cache_ratios is None else load_curve(Path(options.cache_ratios)),
+    )
 
 
 def precision_options(options: Namespace) -> Precision:

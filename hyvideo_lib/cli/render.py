@@ -20,22 +20,29 @@ from typing import Any
 from torch import Tensor
 
 from ..atomic import check_output
+from ..caches import CacheReport, Measurement, save_curve
 from ..errors import DiskFull, HyvError, Interrupted, OutOfMemory, OutputExists, OutputNotWritable
 from ..host import HeadlessHost
 from ..lora import LoraUse
 from ..memory import BlockSwap
 from ..pipeline import (
+    STAGES,
     Clock,
     Files,
     GenerateRequest,
+    Notice,
     PixelStage,
     Precision,
+    RunReport,
     SampleStage,
+    StageReport,
     Texts,
     TextStage,
     check_prompt,
     save_latents,
+    tiles_settings,
 )
+from ..vae import Tiles
 from ..video import write_video
 from .interrupt import stop_on_signals
 from .progress import Progress, duration
@@ -52,7 +59,7 @@ class Task:
     """One video on its way. `settings` are those that go into its file.
 
     keep: where latents are wanted for good. kept: where they are; for now only, if just until the video is written.
-    texts, latents: what the stages made so far. seconds: per stage.
+    texts, latents: what the stages made so far. stages: the report on each.
     """
 
     request: GenerateRequest
@@ -61,9 +68,10 @@ class Task:
     line: int | None = None
     keep: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, StageReport] = field(default_factory=dict)
     texts: Texts | None = None
     latents: Tensor | None = None
+    notices: list[Notice] = field(default_factory=list)
     kept: Path | None = None
     error: HyvError | None = None
     is_done: bool = False
@@ -71,7 +79,16 @@ class Task:
 
     @property
     def warnings(self) -> list[dict[str, str]]:
-        return [asdict(notice) for notice in self.texts.warnings] if self.texts else []
+        return [asdict(notice) for notice in (*self.prompt_notices, *self.notices)]
+
+    @property
+    def prompt_notices(self) -> tuple[Notice, ...]:
+        return self.texts.warnings if self.texts else ()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Per stage."""
+        return {name: stage.seconds for name, stage in self.stages.items()}
 
     @property
     def label(self) -> str:
@@ -90,6 +107,7 @@ class Task:
         about["latents"] = str(self.kept) if self.kept else None
         if self.is_done:
             about = {"file": str(self.output), **about, "seconds": self.seconds, "settings": self.settings}
+            about["report"] = RunReport(self.stages).to_dict()
         if self.error:
             about["error"] = describe(self.error)
         return {**about, "warnings": self.warnings}
@@ -107,13 +125,20 @@ class Renderer:
         overwrite: bool,
         loras: Sequence[LoraUse] = (),
         swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
+        measured: str | None = None,
     ) -> None:
-        """loras: those of all requests, which are told about before the work. swap: see SampleStage."""
+        """loras: those of all requests, which are told about before the work. swap: see SampleStage.
+
+        measured: where magnitude ratios are to be written, measured over all videos.
+        """
         self.files, self.precision, self.console, self.overwrite = files, precision, console, overwrite
         self.swap = swap
+        self.ratios = Path(measured) if measured else None
+        self._measurement = Measurement() if measured else None
         self.loras = [use.lora.coverage for use in loras]
         self.progress = Progress(console)
         self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
+        self.encoding_notices: list[Notice] = []
         self._begin = time.perf_counter()
 
     def render(self, tasks: Sequence[Task], start: Tensor | None = None, start_video: Tensor | None = None) -> int:
@@ -127,6 +152,7 @@ class Renderer:
             self._tell_loras()
             self._check(tasks)
             self._run_stages(tasks, start, start_video)
+            self._write_ratios(tasks)
 
         return self._guarded(tasks, work)
 
@@ -155,7 +181,7 @@ class Renderer:
         for task in tasks:
             if failure and task.is_open:
                 task.error = self._with_latents(failure, task)
-        return self._report(tasks)
+        return self._report(tasks, failure)
 
     def _tell_loras(self) -> None:
         for coverage in self.loras:
@@ -166,6 +192,8 @@ class Renderer:
 
     def _check(self, tasks: Sequence[Task]) -> None:
         """What can be told of each task before anything is loaded."""
+        if self.ratios:
+            check_output(self.ratios, self.overwrite)
         for task in tasks:
             if task.is_open:
                 with self._attempt(task):
@@ -181,12 +209,13 @@ class Renderer:
         if start_video is not None:
             with closing(PixelStage(self.files.vae, self.precision, self.host, shared)) as pixels:
                 start = pixels.encode(start_video, tasks[0].request.tiles, shared)
+            self.encoding_notices = shared.notices
         requests = [list(group) for _, group in groupby(tasks, key=lambda task: id(task.request))]
         with closing(TextStage(self.files, self.precision, self.host, shared)) as encode:
             for videos in requests:
                 self._encode(videos, encode, shared)
         for task in tasks:
-            task.seconds = dict(shared.seconds)
+            task.stages = dict(shared.stages)
         for videos in requests:
             self._sample(videos, start)
             self._decode(videos)
@@ -213,13 +242,34 @@ class Renderer:
                 if len(videos) > 1 or task.line is not None:
                     self.console.note(f"{task.output.name}: {task.request.prompt} (seed {task.seed})")
                 with self._attempt(task, loading) as clock:
-                    task.latents = sample(task.request, task.texts, task.seed, clock, start)
+                    task.latents = sample(task.request, task.texts, task.seed, clock, start, self._measurement)
                     task.settings = {
                         **task.request.settings(task.seed),
                         **self._surroundings(),
                         "attention": sample.attention,
                     }
+                    self._tell_cache(task, sample.cache_report)
                     self._keep(task)
+
+    def _tell_cache(self, task: Task, report: CacheReport | None) -> None:
+        """Put what the step cache did into the settings, and say it."""
+        if report:
+            task.settings["cache"] = report.to_dict()
+            self.progress.close()
+            if not self.console.quiet:
+                self.console.note(f"{report.method} {report.sentence()}")
+
+    def _write_ratios(self, tasks: Sequence[Task]) -> None:
+        done = [task for task in tasks if task.is_done]
+        if self.ratios and self._measurement and done:
+            request = done[0].request
+            about = {
+                "files": self.files.names(),
+                "videos": len(done),
+                **{name: getattr(request, name) for name in ("width", "height", "frames", "steps", "shift")},
+            }
+            save_curve(self.ratios, self._measurement.curve(), about, self.overwrite)
+            self.console.note(f"Magnitude ratios: {self.ratios}")
 
     def _decode(self, videos: Sequence[Task]) -> None:
         """Files of these videos, which have latents."""
@@ -231,44 +281,65 @@ class Renderer:
                 if task.latents is None or not task.is_open:
                     continue
                 with self._attempt(task, loading) as clock:
-                    frames = pixels.decode(task.latents, task.request.tiles, clock)
-                    self._write(task, frames, clock)
+                    self._write(task, pixels, clock)
                 if task.is_done:
-                    self._tell(task, frames)
+                    self._tell(task)
 
-    def _write(self, task: Task, frames: Tensor, clock: Clock) -> None:
-        height, width = frames.shape[1:3]
-        # The seconds of writing cannot stand in what is written.
-        settings = {**task.settings, "seconds": {**task.seconds, **clock.seconds}}
-        with clock.stage("write"):
-            write_video(task.output, self._count(frames), width, height, task.request.fps, settings, self.overwrite)
-        task.settings, task.latents, task.is_done = settings, None, True
+    def _write(self, task: Task, pixels: PixelStage, clock: Clock) -> None:
+        """Decode into the file: frames go to it as they are done, so that the video never exists as a whole."""
+        assert task.latents is not None
+        request = task.request
+
+        def write(parts: Iterator[Tensor], tiles: Tiles | None) -> dict[str, Any]:
+            def settings() -> dict[str, Any]:
+                stages = {**task.stages, **clock.stages}
+                stages.pop("write", None)  # that one cannot stand in what is written
+                report = RunReport(stages)
+                decoded = {"tiles": tiles_settings(tiles), "preview": pixels.is_preview}
+                return {**task.settings, **decoded, "seconds": report.seconds, "report": report.to_dict()}
+
+            frames, size = self._one_by_one(parts, request.frames), (request.width, request.height)
+            with clock.stage("write", is_told=False):
+                write_video(task.output, frames, *size, request.fps, settings(), self.overwrite, settings)
+            return settings()
+
+        task.settings = pixels.render(task.latents, request.tiles, clock, write)
+        task.latents, task.is_done = None, True
         if task.kept and task.is_kept_for_now:
             task.kept.unlink(missing_ok=True)
             task.kept = None
 
-    def _count(self, frames: Tensor) -> Iterator[Tensor]:
-        """The frames one by one, with progress, and a chance to stop before each."""
-        for index, frame in enumerate(frames):
-            self.host.check_interrupt()
-            yield frame
-            self.host.step(index + 1, len(frames))
+    def _one_by_one(self, parts: Iterator[Tensor], total: int) -> Iterator[Tensor]:
+        """The frames of all parts, with a chance to stop before each. Once all are decoded, writing has a bar."""
+        done = 0
+        for part in parts:
+            done += len(part)
+            is_last = done == total
+            if is_last:
+                self.host.stage(STAGES["write"].title, len(part))
+            for index, frame in enumerate(part):
+                self.host.check_interrupt()
+                yield frame
+                if is_last:
+                    self.host.step(index + 1, len(part))
+            del part
 
-    def _tell(self, task: Task, frames: Tensor) -> None:
+    def _tell(self, task: Task) -> None:
         self.progress.close()
-        count, height, width = frames.shape[:3]
-        total = duration(sum(task.seconds.values()))
-        self.console.say(f"{task.output}  ({count} frames of {width} x {height}, seed {task.seed}, {total})")
+        request, total = task.request, duration(sum(task.seconds.values()))
+        self.console.say(
+            f"{task.output}  ({request.frames} frames of {request.width} x {request.height}, seed {task.seed}, {total})"
+        )
 
     @contextmanager
     def _attempt(self, task: Task, loading: Clock | None = None) -> Iterator[Clock]:
         """A part of a task under a clock of its own: what fails in it is the task's error, and ends there unless FATAL.
 
-        loading: a clock whose seconds are this task's as well.
+        loading: a clock whose stages are this task's as well.
         """
         clock = Clock(self.host)
         if loading:
-            task.seconds.update(loading.seconds)
+            task.stages.update(loading.stages)
         try:
             yield clock
         except HyvError as error:
@@ -278,7 +349,8 @@ class Renderer:
         except Exception as error:
             task.error = self._with_latents(unexpected(error), task)
         finally:
-            task.seconds.update(clock.seconds)
+            task.stages.update(clock.stages)
+            task.notices += clock.notices
 
     def _keep(self, task: Task) -> None:
         """Put the latents where they outlive this process: where the user said, else beside the video, else in temp."""
@@ -322,20 +394,29 @@ class Renderer:
             "vae_dtype": str(precision.vae_dtype(device)).removeprefix("torch."),
         }
 
-    def _report(self, tasks: Sequence[Task]) -> int:
+    def _notices(self, tasks: Sequence[Task]) -> Iterator[Notice]:
+        """Those on a prompt once for all of its videos, then those on the videos."""
+        yield from self.encoding_notices
+        for _, same in groupby(tasks, key=lambda task: task.texts):
+            yield from next(same).prompt_notices
+        for task in tasks:
+            yield from task.notices
+
+    def _report(self, tasks: Sequence[Task], failure: HyvError | None) -> int:
+        """failure: what ended the run, if that is no task's."""
         failed = [task for task in tasks if task.error]
         report: dict[str, Any] = {
             "videos": [task.describe() for task in tasks if task.is_done],
             "failed": [task.describe() for task in failed],
-            "warnings": [
-                warning for _, same in groupby(tasks, key=lambda task: task.texts) for warning in next(same).warnings
-            ],
+            "warnings": [asdict(notice) for notice in self._notices(tasks)],
             "seconds": round(time.perf_counter() - self._begin, 3),
         }
         if self.loras:
             report["loras"] = [coverage.to_dict() for coverage in self.loras]
             told = filter(None, (coverage.warning() for coverage in self.loras))
             report["warnings"] += [{"code": "lora_unmatched", "message": warning} for warning in told]
+        if not failed and failure:
+            return self.console.fail(failure, report)
         if not failed:
             self.console.result(report)
             return 0

@@ -25,6 +25,29 @@ def fit_tiles(
     """
     if vae_bytes(block_channels, frames, height, width, item_size) <= free:
         return None
+    candidates = _candidates(block_channels, frames, height, width, item_size)
+    fitting = [tile for tile, work in candidates if work <= free]
+    return fitting[0] if fitting else candidates[-1][0]
+
+
+def smaller_tiles(
+    block_channels: Sequence[int], frames: int, height: int, width: int, item_size: int, limit: int, free: int | None
+) -> tuple[int, int] | None:
+    """(size in pixels, frames) of the largest tiles whose work takes at most `limit` bytes; None if there are none.
+
+    free: where it is known, the largest that fit into it as well, or the smallest where none do.
+    """
+    candidates = _candidates(block_channels, frames, height, width, item_size)
+    small = [(tile, work) for tile, work in candidates if work <= limit]
+    if not small:
+        return None
+    return next((tile for tile, work in small if free is None or work <= free), small[-1][0])
+
+
+def _candidates(
+    block_channels: Sequence[int], frames: int, height: int, width: int, item_size: int
+) -> list[tuple[tuple[int, int], int]]:
+    """Tiles (size, frames) with the bytes of their work, the largest work first."""
     longest, whole = align_up(max(height, width), SIZE_UNIT), align_up(frames, LENGTH_UNIT)
     sizes = [size for size in (longest, *SIZES) if size <= longest]
     lengths = [length for length in (whole, *LENGTHS) if length <= whole]
@@ -33,5 +56,4 @@ def fit_tiles(
         size, length = tile
         return vae_bytes(block_channels, min(length, frames), min(size, height), min(size, width), item_size)
 
-    fitting = [tile for tile in product(sizes, lengths) if work(tile) <= free]
-    return max(fitting, key=work) if fitting else (sizes[-1], lengths[-1])
+    return sorted(((tile, work(tile)) for tile in product(sizes, lengths)), key=lambda pair: pair[1], reverse=True)

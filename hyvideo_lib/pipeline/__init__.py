@@ -4,21 +4,26 @@
 several.
 """
 
+from .caches import check_cache
 from .clock import STAGES, Clock
 from .embeds import load_embeds, save_embeds
 from .files import Files, check_file, check_files
-from .latents import check_latents, load_latents, save_latents
+from .latents import check_latents, load_latents, save_latents, save_native_latents
 from .loras import LoraChoice, check_loras, load_loras
+from .notices import Notice
 from .precision import COMPUTE_DTYPES, DTYPES, Precision
+from .report import RunReport, StageReport, describe_tiles, measured
 from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
 from .sampler import SampleRun, offload_transformer
-from .stages import Notice, PixelStage, SampleStage, Texts, TextStage
+from .stages import PixelStage, SampleStage, Texts, TextStage
 from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
+from .tiles import FIT, TilesChoice, VAEWork, tiles_settings
 
 __all__ = [
     "COMPUTE_DTYPES",
     "DTYPES",
+    "FIT",
     "NEGATIVE_PROMPT",
     "STAGES",
     "TEXT_WORKING_BYTES",
@@ -30,22 +35,31 @@ __all__ = [
     "PixelStage",
     "Precision",
     "Result",
+    "RunReport",
     "SampleRun",
     "SampleStage",
+    "StageReport",
     "TextStage",
     "Texts",
+    "TilesChoice",
+    "VAEWork",
     "bringing_layers",
+    "check_cache",
     "check_file",
     "check_files",
     "check_latents",
     "check_loras",
     "check_prompt",
+    "describe_tiles",
     "generate",
     "load_embeds",
     "load_latents",
     "load_loras",
+    "measured",
     "offload_text_encoder",
     "offload_transformer",
     "save_embeds",
     "save_latents",
+    "save_native_latents",
+    "tiles_settings",
 ]

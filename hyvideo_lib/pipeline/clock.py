@@ -1,14 +1,15 @@
-"""Stages by name: how long each took, and what to try when memory runs out in it."""
+"""Stages by name: how long each took, what to try when memory runs out in it, and what there is to know of them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import OutOfMemory
 from ..host import Host
+from .notices import Notice
+from .report import RunReport, StageLog, StageReport, joined, measured
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,7 @@ class Stage:
 
 
 _LESS_VIDEO = "Make the video smaller or shorter (--width, --height, --frames)"
-_SMALLER_TILES = (
-    f"Decode in tiles, or in smaller ones (--tiles reference, --tiles 128). {_LESS_VIDEO} if that is not enough."
-)
+_SMALLER_TILES = f"Let the VAE compute in 16 bits (--vae-dtype float16) or close other programs. {_LESS_VIDEO}."
 
 STAGES = {
     "load_text": Stage("loading text encoders", "Use text encoders stored in 16 bits or less, or --device cpu."),
@@ -41,29 +40,45 @@ STAGES = {
 
 
 class Clock:
-    """Seconds per stage. A stage that it runs is announced to the host, and named if memory runs out in it."""
+    """What each stage took. A stage that it runs is announced to the host, and named if memory runs out in it."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.seconds: dict[str, float] = {}
+        self._inner = 0.0  # seconds of the stages inside the one that runs
+        self.stages: dict[str, StageReport] = {}
+        self.notices: list[Notice] = []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Per stage."""
+        return RunReport(self.stages).seconds
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Run a stage of STAGES. Raises OutOfMemory for what PyTorch and Python say when memory runs out."""
+    def stage(self, name: str, is_told: bool = True) -> Iterator[StageLog]:
+        """Run a stage of STAGES, or go on with one; it may tell of itself in the log.
+
+        A stage inside another is not counted as the other's time. is_told: announce it to the host. Raises OutOfMemory
+        for what PyTorch and Python say when memory runs out.
+        """
         self._host.check_interrupt()
-        if name != "sample":  # the sampling loop announces itself, with its number of steps
+        if is_told and name != "sample":  # the sampling loop announces itself, with its number of steps
             self._host.stage(STAGES[name].title, 0)
-        begin = time.perf_counter()
+        outer, self._inner = self._inner, 0.0
+        log: StageLog | None = None
         try:
-            yield
+            with measured(self._host.device) as log:
+                yield log
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = (str(error).splitlines() or ["no details"])[0]
             raise OutOfMemory(f"Memory ran out while {STAGES[name].title} ({reason}). {STAGES[name].advice}") from error
         finally:
-            spent = time.perf_counter() - begin
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+            if log and log.report:
+                spent = log.report.seconds
+                own = replace(log.report, seconds=round(spent - self._inner, 3))
+                self._inner = outer + spent
+                self.stages = joined((self.stages, {name: own}))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

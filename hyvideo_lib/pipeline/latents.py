@@ -30,6 +30,15 @@ def save_latents(path: Path, latents: Tensor, settings: Mapping[str, Any], overw
         temporary.write_bytes(data)
 
 
+def save_native_latents(path: Path, latents: Tensor) -> None:
+    """Write unscaled latents [B, C, T, H, W] as ComfyUI's Load Latent reads them. Raises as `save_latents`."""
+    from safetensors.torch import save
+
+    data = save({OTHER_NAMES[0]: latents.contiguous(), "latent_format_version_0": torch.tensor([])})
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def load_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """Unscaled latents [1, C, T, H, W], float32, and the settings that made them ({} if the file does not say).
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import __version__
+from ..caches import CacheConfig
 from ..errors import EmptyPrompt, InvalidSetting, InvalidSize, InvalidSteps
 from ..geometry import check_frames, check_size, latent_shape
 from ..sampling import (
@@ -21,6 +22,7 @@ from ..text import TEMPLATES, PromptTemplate
 from ..transformer import RopeSettings
 from ..vae import Tiles
 from .loras import LoraChoice
+from .tiles import TilesChoice, check_choice, tiles_settings
 
 NEGATIVE_PROMPT = (
     "Aerial view, aerial view, overexposed, low quality, deformation, a poor composition, bad hands, bad teeth, "
@@ -39,9 +41,11 @@ MAX_PIXELS = 2**40
 class GenerateRequest:
     """One prompt and everything that decides what its videos look like. `check` holds it to the rules.
 
-    negative_prompt: used only with classifier-free guidance; None is the reference's. frames: 4k + 1. videos: how many,
-    from consecutive seeds. strength: of a run that starts from given latents, the fraction of the steps that are run.
-    tiles: of the VAE; None decodes in one piece. fps: of the file that is written. loras: all of them act together.
+    negative_prompt: used only with classifier-free guidance; None is the reference's. frames: 4k + 1. videos: how
+    many, from consecutive seeds. strength: of a run that starts from given latents, the fraction of the steps that
+    are run. tiles: of the VAE; FIT takes the largest that fit, None cuts nothing. fps: of the file that is written.
+    loras: all of them act together. cache: skips passes of the transformer at the cost of
+    quality; None computes all.
     """
 
     prompt: str
@@ -57,10 +61,11 @@ class GenerateRequest:
     seed: int = 0
     videos: int = 1
     strength: float = 1.0
-    tiles: Tiles | None = field(default_factory=Tiles)
+    tiles: TilesChoice = field(default_factory=Tiles)
     rope: RopeSettings = field(default_factory=RopeSettings)
     fps: float = 24.0
     loras: tuple[LoraChoice, ...] = ()
+    cache: CacheConfig | None = None
 
     def check(self) -> None:
         """Raise the BadInput that fits the first thing wrong; nothing is loaded for it."""
@@ -80,6 +85,7 @@ class GenerateRequest:
         check_seed(self.seed)
         if not 1 <= self.videos <= MAX_VIDEOS:
             raise InvalidSetting(f"videos is {self.videos}, but must be from 1 to {MAX_VIDEOS} per prompt.")
+        check_choice(self.tiles)
         for lora in self.loras:
             lora.check()
         low, high = FPS_RANGE
@@ -117,9 +123,10 @@ class GenerateRequest:
             "cfg_in_turn": not self.guidance.batched,
             "seed": seed,
             "strength": self.strength,
-            "tiles": asdict(self.tiles) if self.tiles else None,
+            "tiles": tiles_settings(self.tiles),
             "rope_extrapolate": self.rope.extrapolate,
             "loras": [lora.settings() for lora in self.loras],
+            "cache": self.cache.settings() if self.cache else None,
             "fps": self.fps,
         }
 

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from ..host import HeadlessHost, Host
 from ..memory import BlockSwap
+from .caches import check_cache
 from .clock import Clock
 from .files import Files, check_files
 from .loras import check_loras
+from .notices import Notice
 from .precision import Precision
+from .report import RunReport
 from .request import GenerateRequest
-from .stages import Notice, PixelStage, SampleStage, TextStage
+from .stages import PixelStage, SampleStage, TextStage
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,7 @@ class Result:
     """Videos of one request, one per seed.
 
     frames: bytes [N, F, H, W, 3]. latents: [N, C, T, H/8, W/8], float32, unscaled. seconds: per stage.
+    report: the same and more, per stage.
     """
 
     frames: Tensor
@@ -30,6 +34,7 @@ class Result:
     seeds: list[int]
     seconds: dict[str, float]
     warnings: tuple[Notice, ...]
+    report: RunReport
 
 
 def generate(
@@ -47,10 +52,11 @@ def generate(
     before anything is loaded, then OutOfMemory, NonFiniteOutput, and what the host raises when the user cancels.
     """
     request.check()
-    report = check_files(files)["transformer"]
-    check_loras(request.loras, report)
+    transformer = check_files(files)["transformer"]
+    check_loras(request.loras, transformer)
+    check_cache(request.cache, transformer, request.width * request.height)
     host = host or HeadlessHost()
-    precision.check_attention(host.device, report.config or {})
+    precision.check_attention(host.device, transformer.config or {})
     clock = Clock(host)
     with closing(TextStage(files, precision, host, clock)) as encode:
         texts = encode(request, clock)
@@ -58,4 +64,5 @@ def generate(
         latents = torch.cat([sample(request, texts, seed, clock, start) for seed in request.seeds])
     with closing(PixelStage(files.vae, precision, host, clock)) as pixels:
         frames = torch.stack([pixels.decode(row, request.tiles, clock) for row in latents.split(1)])
-    return Result(frames, latents, request.seeds, clock.seconds, texts.warnings)
+    notices = (*texts.warnings, *clock.notices)
+    return Result(frames, latents, request.seeds, clock.seconds, notices, RunReport(clock.stages))

@@ -27,6 +27,13 @@ def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None =
     return Offloader(model, model.blocks, len(model.double_blocks), swap, aside=model.modulations)
 
 
+def memo_bytes(source: Offloader, model: HunyuanVideoTransformer, steps: int, uses_cfg: bool) -> int:
+    """The modulating vectors of all steps, and the largest of the layers that make them."""
+    numbers = sum(modulation.linear.out_features for modulation in model.modulations)
+    branches = 2 if uses_cfg else 1
+    return branches * min(steps, KEPT) * numbers * model.compute_dtype.itemsize + source.visit_bytes
+
+
 class _Listener:
     """Takes the transformer's calls, hears the conditioning vectors and computes nothing else."""
 
@@ -117,8 +124,7 @@ class SampleRun:
             return self
         weights = self.source.num_bytes if self.source else 0
         free = max(room - weights, room // 2) - self._other_bytes(latent_shape)
-        tokens = self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
-        return replace(self, lean=choose_lean(self.config, tokens, *self._widths(), free))
+        return replace(self, lean=choose_lean(self.config, self._tokens(latent_shape), *self._widths(), free))
 
     def attending(self, name: str, latent_shape: tuple[int, int, int]) -> SampleRun:
         """The same run with the attention of that name; "auto" may time some, so the device should be ready.
@@ -126,32 +132,35 @@ class SampleRun:
         Raises InvalidSetting, MissingPackage for one that cannot run.
         """
         config, device, dtype = self.config, self.host.device, self.model.compute_dtype
-        tokens = self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
-        problem = Problem(device, dtype, config.head_dim, config.num_heads, tokens)
+        problem = Problem(device, dtype, config.head_dim, config.num_heads, self._tokens(latent_shape))
         return replace(self, attention=choose_attention(name, problem))
 
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
-        """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulations, caches."""
-        tokens = self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
-        sizes = self.config.hidden_size, self.config.mlp_ratio, tokens
+        """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulating vectors."""
+        sizes = self.config.hidden_size, self.config.mlp_ratio, self._tokens(latent_shape)
         return transformer_bytes(*sizes, *self._widths(), self.lean) + self._other_bytes(latent_shape)
 
     def _image_tokens(self, latent_shape: tuple[int, int, int]) -> int:
-        tokens = 1
+        image = 1
         for side, patch in zip(latent_shape, self.config.patch_size, strict=True):
-            tokens *= align_up(side, patch) // patch
-        return tokens
+            image *= align_up(side, patch) // patch
+        return image
+
+    def _tokens(self, latent_shape: tuple[int, int, int]) -> int:
+        """Tokens of image and text."""
+        return self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
 
     def _widths(self) -> tuple[int, int]:
         """(bytes of a number, items of a batch)."""
         return self.model.compute_dtype.itemsize, 2 if self.guidance.uses_cfg and self.guidance.batched else 1
 
     def _other_bytes(self, latent_shape: tuple[int, int, int]) -> int:
-        """What does not depend on how lean the blocks are."""
-        item_size, image = self.model.compute_dtype.itemsize, self._image_tokens(latent_shape)
+        """What is beside the blocks' own work."""
+        item_size = self.model.compute_dtype.itemsize
         branches = 2 if self.guidance.uses_cfg else 1
+        image = self._image_tokens(latent_shape)
         kept = self.cache.device_bytes(self.config.hidden_size, image, item_size, branches) if self.cache else 0
-        return kept + lora_bytes(self.loras, item_size) + self._memo_bytes(item_size) + self._cast_bytes(item_size)
+        return kept + lora_bytes(self.loras, item_size) + self._memo_bytes() + self._cast_bytes(item_size)
 
     def _cast_bytes(self, item_size: int) -> int:
         """The largest weight that is cast when it is used, which is a copy for as long as that takes."""
@@ -159,13 +168,10 @@ class SampleRun:
         cast = [layer for layer in linears if _rests_otherwise(layer, self.model.compute_dtype)]
         return max((layer.in_features * layer.out_features for layer in cast), default=0) * item_size
 
-    def _memo_bytes(self, item_size: int) -> int:
-        """The modulating vectors of all steps, and the largest of the layers that make them."""
+    def _memo_bytes(self) -> int:
         if self.source is None:
             return 0
-        numbers = sum(modulation.linear.out_features for modulation in self.model.modulations)
-        branches = 2 if self.guidance.uses_cfg else 1
-        return branches * min(len(self.sigmas), KEPT) * numbers * item_size + self.source.visit_bytes
+        return memo_bytes(self.source, self.model, len(self.sigmas), self.guidance.uses_cfg)
 
     def start_cache(self, latent_shape: tuple[int, int, int]) -> StepCache | None:
         """The step cache of one video with latents of (T, H, W), for `make`: afterwards it tells what it skipped.
@@ -193,9 +199,13 @@ class SampleRun:
         latents = mix_noise(clean, noise, float(self.sigmas[0]))
         latents = latents.to(self.host.device)
         kept = None if mask is None else Kept(clean, noise, mask)
-        with attach(self.model, self.loras):
-            velocity_fn = self._remembering(self._velocity_fn(self, step_cache))
-            made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
+        try:
+            with attach(self.model, self.loras):
+                velocity_fn = self._remembering(self._velocity_fn(self, step_cache))
+                made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
+        finally:
+            if step_cache:
+                step_cache.release()
         return made.cpu() / self.scaling
 
     def _velocity_fn(self, model: VelocityModel, step_cache: StepCache | None = None) -> VelocityFn:
@@ -258,10 +268,10 @@ class SampleRun:
             rope=self.rope,
             host=self.host,
             source=self.source,
-            lean=self.lean,
             attend_fn=self.attention.attend_fn,
             compiling=self.compiling,
             cache=cache,
+            lean=self.lean,
         )
         return velocity
 

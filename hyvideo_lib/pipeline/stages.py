@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..checkpoint import load_text_encoder, load_transformer, load_vae
+from ..caches import CacheReport, StepCache
+from ..checkpoint import load_any_vae, load_text_encoder, load_transformer
 from ..errors import WrongKind
 from ..finite import check_finite
+from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..host import Host
 from ..lora import LoraUse
-from ..memory import BlockSwap, free_device_bytes
+from ..memory import BlockSwap, Traffic, free_device_bytes, module_bytes
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
-from ..vae import CausalVideoVAE, Tiles
-from ..video import frames_from_pixels, pixels_from_frames, warn_if_flat
-from .clock import Clock
+from ..vae import CausalVideoVAE, Tiles, TinyVAE
+from ..video import FlatWatch, frames_from_pixels, pixels_from_frames
+from .clock import STAGES, Clock
 from .files import Files, vae_scaling
 from .loras import LoraChoice, load_loras
+from .notices import Notice
 from .precision import Precision
+from .report import describe_tiles
 from .request import GenerateRequest
 from .sampler import SampleRun, offload_transformer
 from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
+from .tiles import TilesChoice, VAEWork, free_bytes
 
 logger = logging.getLogger("hyvideo")
 
-
-@dataclass(frozen=True)
-class Notice:
-    """Something the user should know though the run goes on; `code` is stable."""
-
-    code: str
-    message: str
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +66,21 @@ class TextStage:
 
     def __call__(self, request: GenerateRequest, clock: Clock) -> Texts:
         """Encode the prompt, and the negative one if it is used. Raises InvalidTemplate, UnsupportedFile."""
-        with clock.stage("encode_text"), bringing_layers(self._offloaders, self._host.check_interrupt):
+        before = self._traffic
+        with (
+            clock.stage("encode_text") as log,
+            bringing_layers(self._offloaders, self._host.check_interrupt),
+        ):
             self._load()
             positive = self._encode(request.prompt, request.template)
             negative = request.used_negative
-            return Texts(
-                positive,
-                None if negative is None else self._encode(negative, request.template),
-                tuple(_prompt_cut(cut) for cut in positive.tokens_cut if cut),
-            )
+            other = None if negative is None else self._encode(negative, request.template)
+            log.traffic, log.swapped_blocks = self._traffic - before, sum(part.num_swapped for part in self._offloaders)
+            return Texts(positive, other, tuple(_prompt_cut(cut) for cut in positive.tokens_cut if cut))
+
+    @property
+    def _traffic(self) -> Traffic:
+        return sum((part.traffic for part in self._offloaders), Traffic())
 
     def _load(self) -> None:
         """Bring the encoders to the device, of the language model's layers as many as there is room for."""
@@ -125,16 +132,25 @@ class SampleStage:
             self._offloader = offload_transformer(self._model, swap)
         self._scaling = vae_scaling(files.vae)
         self._loras: dict[tuple[LoraChoice, ...], tuple[LoraUse, ...]] = {}
+        self.cache_report: CacheReport | None = None
+        """What the step cache did in the last video; None without one."""
 
     def __call__(
-        self, request: GenerateRequest, texts: Texts, seed: int, clock: Clock, start: Tensor | None = None
+        self,
+        request: GenerateRequest,
+        texts: Texts,
+        seed: int,
+        clock: Clock,
+        start: Tensor | None = None,
+        step_cache: StepCache | None = None,
     ) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32, unscaled, on the CPU.
 
         start: [1, C, T, H, W], unscaled: latents to begin with, changed as much as the request's strength says.
-        Raises NonFiniteOutput, InvalidSetting, OutOfMemory, and what the host raises when the user cancels.
+        step_cache: in place of the request's own, such as a measurement. Raises NonFiniteOutput, InvalidSetting,
+        OutOfMemory, and what the host raises when the user cancels.
         """
-        with clock.stage("sample"):
+        with clock.stage("sample") as log:
             sigmas = make_sigmas(request.steps, request.shift)
             if start is None:
                 start = torch.zeros(1, self._model.config.out_channels, *request.latent_shape)
@@ -152,12 +168,22 @@ class SampleStage:
                 request.rope,
                 self._offloader,
                 self._read_loras(request.loras),
+                request.cache,
                 compiling=self._compiling,
             )
-            run = self._load(run, request.latent_shape).attending(self._attention, request.latent_shape)
-            self.attention = run.attention.name
-            logger.info("attention by %s", self.attention)
-            return run.make(start, seed)
+            step_cache = step_cache or run.start_cache(request.latent_shape)
+            before = self._offloader.traffic
+            try:
+                run = self._load(run, request.latent_shape).attending(self._attention, request.latent_shape)
+                self.attention = run.attention.name
+                logger.info("attention by %s", self.attention)
+                latents = run.make(start, seed, step_cache=step_cache)
+            finally:
+                log.traffic, log.attention = self._offloader.traffic - before, self.attention
+                log.swapped_blocks = self._offloader.num_swapped
+            self.cache_report = step_cache.report if step_cache and request.cache else None
+            log.skipped_steps = self.cache_report.skipped_steps if self.cache_report else None
+            return latents
 
     def _load(self, run: SampleRun, latent_shape: tuple[int, int, int]) -> SampleRun:
         """Bring the model to the device, of its blocks as many as leave room for the work; the run as it fits."""
@@ -186,37 +212,108 @@ class SampleStage:
 
 
 class PixelStage:
-    """The VAE, both ways."""
+    """The VAE, both ways; or the tiny one, which only decodes, for previews."""
 
     def __init__(self, vae_file: Path, precision: Precision, host: Host, clock: Clock) -> None:
         self._host = host
-        with clock.stage("load_vae"):
+        with clock.stage("load_vae") as log:
             host.request_memory(_file_size(vae_file))
-            self._vae: CausalVideoVAE = load_vae(
+            self._vae: CausalVideoVAE | TinyVAE = load_any_vae(
                 vae_file, compute_dtype=precision.vae_dtype(host.device), device=host.device
             )
+            log.traffic = _moved_to(host.device, self._vae)
 
-    def decode(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
-        """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W].
+    @property
+    def is_preview(self) -> bool:
+        return isinstance(self._vae, TinyVAE)
 
+    def decode(self, latents: Tensor, tiles: TilesChoice, clock: Clock) -> Tensor:
+        """Bytes [F, H, W, 3] on the CPU of unscaled latents [1, C, T, H, W]. Raises as `stream`."""
+        size = _video_size(latents)
+
+        def collect(parts: Iterator[Tensor], tiles: Tiles | None) -> Tensor:
+            frames, done = torch.empty(*size, 3, dtype=torch.uint8), 0
+            for part in parts:
+                frames[done : done + len(part)] = part
+                done += len(part)
+            return frames
+
+        return self.render(latents, tiles, clock, collect)
+
+    def render(
+        self,
+        latents: Tensor,
+        tiles: TilesChoice,
+        clock: Clock,
+        make: Callable[[Iterator[Tensor], Tiles | None], Result],
+    ) -> Result:
+        """make(parts, tiles): what becomes of the parts of `stream`. Called again with smaller tiles, and a notice,
+        when memory runs out. Raises as `stream`, and what make raises.
+        """
+        return self._in_tiles(
+            "decode", tiles, _video_size(latents), clock, lambda tiles: make(self.stream(latents, tiles, clock), tiles)
+        )
+
+    def _in_tiles(
+        self,
+        stage: str,
+        choice: TilesChoice,
+        video: tuple[int, int, int],
+        clock: Clock,
+        attempt: Callable[[Tiles | None], Result],
+    ) -> Result:
+        device = self._host.device
+        work = VAEWork.of(self._vae, *video)
+
+        def tell(message: str) -> None:
+            logger.warning("%s", message)
+            clock.notices.append(Notice("smaller_tiles", message))
+
+        return work.run(
+            attempt,
+            work.choose(choice, free_bytes(device)),
+            STAGES[stage].title,
+            STAGES[stage].advice,
+            tell,
+            lambda: free_memory(device),
+            lambda: free_bytes(device),
+        )
+
+    def stream(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Iterator[Tensor]:
+        """The bytes of `decode` in parts [n, H, W, 3], each as soon as its frames are final.
+
+        Only the time spent in here counts as decoding. A video that shows nothing is told after its last frame.
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
         check_finite(latents, "latents", "The latents to decode")
-        with clock.stage("decode"):
-            pixels = self._vae.decode(latents.to(self._host.device), tiles, self._host)
-            check_finite(pixels, "decode", "The decoded pixels")
-            frames = frames_from_pixels(pixels[0])
-        warn_if_flat(frames)
-        return frames
+        spans = self._vae.decode_spans(latents.to(self._host.device), tiles, self._host)
+        watch, is_first = FlatWatch(), True
+        while True:
+            with clock.stage("decode", is_told=is_first) as log:
+                log.tiles = describe_tiles(tiles)
+                part = _next_frames(spans)
+            if part is None:
+                break
+            is_first = False
+            watch.look(part)
+            yield part
+            del part
+        watch.warn()
 
-    def encode(self, frames: Tensor, tiles: Tiles | None, clock: Clock) -> Tensor:
+    def encode(self, frames: Tensor, tiles: TilesChoice, clock: Clock) -> Tensor:
         """Unscaled latents [1, C, T, H, W], float32, on the CPU (the posterior's mean) of bytes [F, H, W, 3].
 
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
-        with clock.stage("encode_video"):
-            pixels = pixels_from_frames(frames)[None]
-            latents = self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
+
+        def attempt(tiles: Tiles | None) -> Tensor:
+            with clock.stage("encode_video") as log:
+                log.tiles = describe_tiles(tiles)
+                pixels = pixels_from_frames(frames)[None]
+                return self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
+
+        count, height, width = frames.shape[:3]
+        latents = self._in_tiles("encode_video", tiles, (count, height, width), clock, attempt)
         check_finite(latents, "encode", "The encoded latents")
         return latents
 
@@ -225,8 +322,28 @@ class PixelStage:
         free_memory(self._host.device)
 
 
+def _video_size(latents: Tensor) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of latents [1, C, T, H, W]."""
+    frames, height, width = latents.shape[2:]
+    return pixel_frames(frames), height * SPATIAL_COMPRESSION, width * SPATIAL_COMPRESSION
+
+
+def _next_frames(spans: Iterator[Tensor]) -> Tensor | None:
+    """The next span as bytes [n, H, W, 3] on the CPU; None after the last. Raises NonFiniteOutput."""
+    pixels = next(spans, None)
+    if pixels is None:
+        return None
+    check_finite(pixels, "decode", "The decoded pixels")
+    return frames_from_pixels(pixels[0])
+
+
 def _prompt_cut(cut: int) -> Notice:
     return Notice("prompt_cut", f"The prompt is too long: its last {cut} tokens are not used. Shorten it.")
+
+
+def _moved_to(device: torch.device, *models: nn.Module) -> Traffic:
+    """Of models that were loaded to a device."""
+    return Traffic(0 if device.type == "cpu" else sum(map(module_bytes, models)))
 
 
 def free_memory(device: torch.device) -> None:

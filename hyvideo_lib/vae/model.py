@@ -19,7 +19,10 @@ from .blocks import NORM_EPS, DownBlock, MidBlock, UpBlock, norm_silu
 from .causal import CausalConv3d
 from .config import STRIDES, UPSAMPLES, VAEConfig
 from .posterior import DiagonalGaussian
-from .tiling import Axis, TileFn, Tiles, tile_space, tile_time
+from .tiling import T_AXIS, Axis, TileFn, Tiles, join, tile_space, time_spans
+
+Axes = tuple[Axis, Axis]
+"""Tiles along one axis, in units of what goes in and of what comes out."""
 
 
 def flat(blocks: nn.ModuleList) -> Iterator[nn.Module]:
@@ -118,26 +121,45 @@ class CausalVideoVAE(nn.Module):
 
         tiles and host as in `encode`. The dtype is the VAE's. Raises InvalidSetting for latents of another shape.
         """
+        self._check_latents(latents)
+        return self._map(latents, self.pixels, *_decoding_axes(tiles), host)
+
+    @torch.no_grad()
+    def decode_spans(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Iterator[Tensor]:
+        """What `decode` returns of one video [1, C, T, H, W], bit for bit, in spans [1, 3, n, 8H, 8W] along time.
+
+        A span comes as soon as it is final: blended with the one before it. Nothing here holds on to it, so memory for
+        more than one is needed only by a caller who keeps them. Raises as `decode`, when the first span is asked for.
+        """
+        self._check_latents(latents)
+        if latents.shape[0] != 1:
+            raise InvalidSetting(f"Latents are {list(latents.shape)}, but spans are of one video: [1, C, T, H, W].")
+        time, space = _decoding_axes(tiles)
+        yield from self._spans(latents, self._span_fn(latents, self.pixels, time, space, host), time)
+
+    def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or latents.shape[2] < 1:
             raise InvalidSetting(
                 f"Latents are {list(latents.shape)}, but must be [B, {self.config.latent_channels}, T, H, W]. They "
                 "were made for another model, or for still images."
             )
-        time = (tiles.time, tiles.time * TEMPORAL_COMPRESSION) if tiles else None
-        space = (tiles.space, tiles.space * SPATIAL_COMPRESSION) if tiles else None
-        return self._map(latents, self.pixels, time, space, host)
 
-    def _map(
-        self,
-        x: Tensor,
-        whole: TileFn,
-        time: tuple[Axis, Axis] | None,
-        space: tuple[Axis, Axis] | None,
-        host: Host | None,
-    ) -> Tensor:
+    def _map(self, x: Tensor, whole: TileFn, time: Axes | None, space: Axes | None, host: Host | None) -> Tensor:
         """Apply `whole` to x, cut where it is longer than a tile: time outside, space inside, as the reference does."""
+        one_span = self._span_fn(x, whole, time, space, host)
+        return join([join(self._spans(item, one_span, time), T_AXIS) for item in x.split(1)], axis=0)
+
+    def _spans(self, item: Tensor, one_span: TileFn, time: Axes | None) -> Iterator[Tensor]:
+        """One video's results along time, each when it is final."""
+        item = item.to(self.quant_conv.weight)
+        if time and item.shape[T_AXIS] > time[0].length:
+            yield from time_spans(item, one_span, *time)
+        else:
+            yield one_span(item)
+
+    def _span_fn(self, x: Tensor, whole: TileFn, time: Axes | None, space: Axes | None, host: Host | None) -> TileFn:
+        """What makes one span, in tiles where it is larger than one. The host hears of every tile of all of x."""
         host = host or HeadlessHost()
-        weight = self.quant_conv.weight
         total = x.shape[0] * _count(x.shape[2:], time, space)
         done = 0
 
@@ -154,17 +176,17 @@ class CausalVideoVAE(nn.Module):
                 return tile_space(span, one_tile, *space)
             return one_tile(span)
 
-        def one_item(item: Tensor) -> Tensor:
-            item = item.to(weight)
-            if time and item.shape[2] > time[0].length:
-                return tile_time(item, one_span, *time)
-            return one_span(item)
-
-        items = [one_item(item) for item in x.split(1)]
-        return items[0] if len(items) == 1 else torch.cat(items)
+        return one_span
 
 
-def _count(shape: torch.Size, time: tuple[Axis, Axis] | None, space: tuple[Axis, Axis] | None) -> int:
+def _decoding_axes(tiles: Tiles | None) -> tuple[Axes | None, Axes | None]:
+    """Time and space, each as (in latents, in what comes out)."""
+    if tiles is None:
+        return None, None
+    return (tiles.time, tiles.time * TEMPORAL_COMPRESSION), (tiles.space, tiles.space * SPATIAL_COMPRESSION)
+
+
+def _count(shape: torch.Size, time: Axes | None, space: Axes | None) -> int:
     frames, height, width = shape
     count = 1
     if space and max(height, width) > space[0].length:

@@ -7,7 +7,7 @@ mixed with neighbours that were mixed already. Only the strips that a later tile
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -127,13 +127,12 @@ def tile_space(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor
     return joined
 
 
-def tile_time(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor:
-    """Run tile_fn over tiles in time and join the results.
+def time_spans(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Iterator[Tensor]:
+    """Run tile_fn over tiles in time; yield the result in spans, each as soon as no later tile can change it.
 
     Every tile takes one element more than its length. For all but the first, the extra one in front only stands in for
     the frame that is alone in a causal video, and what it turns into is dropped.
     """
-    pieces: list[Tensor] = []
     before: Tensor | None = None
     for index, start in enumerate(source.starts(x.shape[T_AXIS])):
         piece = x[:, :, start : start + source.length + 1]
@@ -144,5 +143,18 @@ def tile_time(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor:
             tile = tile[:, :, 1:]
             blend(before, tile, T_AXIS, target.shared)
         before = tail(tile, T_AXIS, target.shared)
-        pieces.append(tile[:, :, : target.stride + (index == 0)])
-    return torch.cat(pieces, dim=T_AXIS)
+        span = tile[:, :, : target.stride + (index == 0)]
+        del tile
+        yield span
+        del span  # or it would lie beside the next tile's work
+
+
+def tile_time(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor:
+    """The spans of `time_spans`, joined."""
+    return join(time_spans(x, tile_fn, source, target), T_AXIS)
+
+
+def join(parts: Iterable[Tensor], axis: int) -> Tensor:
+    """torch.cat, without a copy where there is only one."""
+    listed = list(parts)
+    return listed[0] if len(listed) == 1 else torch.cat(listed, dim=axis)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..errors import FileMissing, FileTruncated, FileUnreadable
+from ..errors import FileMissing, FileTruncated, FileUnreadable, RunFailed
 
 MARK = "hyvideo"
 """The key (its value is our version) by which a comment is known to be ours."""
@@ -23,10 +23,14 @@ _MAX_BOXES = 10_000
 _MAX_COMMENT = 2**24
 
 
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """The settings as an ffmetadata file. JSON in plain ASCII, so a prompt may hold any character."""
-    comment = json.dumps({**settings}, ensure_ascii=True, allow_nan=False)
-    return ";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\\n])", r"\\\1", comment) + "\n"
+def settings_text(settings: Mapping[str, Any], room: int = 0) -> str:
+    """The settings as an ffmetadata file. room: bytes left free for `replace_settings`."""
+    return ";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\\n])", r"\\\1", _to_json(settings)) + " " * room + "\n"
+
+
+def _to_json(settings: Mapping[str, Any]) -> str:
+    """In plain ASCII, so a prompt may hold any character."""
+    return json.dumps({**settings}, ensure_ascii=True, allow_nan=False)
 
 
 def is_mp4(path: Path) -> bool:
@@ -41,18 +45,41 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     Raises FileMissing, FileUnreadable, FileTruncated.
     """
     with _open(path) as file:
-        span = _Box(b"", 0, file.seek(0, 2))
-        for kind in _PATH:
-            inner = next((box for box in list(_boxes(file, span, path)) if box.kind == kind), None)
-            if inner is None:
-                if kind == b"moov":
-                    raise FileTruncated(f"{path.name} has no index of its frames: it is cut short, or is no mp4.")
-                return None
-            span = inner
-        if span.end - span.start > _MAX_COMMENT:
+        span = _find_comment(file, path)
+        if span is None or span.end - span.start > _MAX_COMMENT:
             return None
         file.seek(span.start)
         return _parse(file.read(span.end - span.start))
+
+
+def replace_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write other settings over those of an mp4 that was made with room for them.
+
+    What is known only when the last frame is made cannot stand in what ffmpeg is given before the first. Raises
+    RunFailed where the room is too small, and as `read_settings`.
+    """
+    with _open(path) as file:
+        span = _find_comment(file, path)
+    text = _to_json(settings).encode("ascii")
+    room = span.end - span.start if span else 0
+    if span is None or len(text) > room:
+        raise RunFailed(f"{path.name} has {room} bytes for its settings, but they are {len(text)} long.")
+    with path.open("r+b") as file:
+        file.seek(span.start)
+        file.write(text.ljust(room))
+
+
+def _find_comment(file: BinaryIO, path: Path) -> _Box | None:
+    """Where an mp4's comment lies; None if it has none. Raises FileTruncated."""
+    span = _Box(b"", 0, file.seek(0, 2))
+    for kind in _PATH:
+        inner = next((box for box in list(_boxes(file, span, path)) if box.kind == kind), None)
+        if inner is None:
+            if kind == b"moov":
+                raise FileTruncated(f"{path.name} has no index of its frames: it is cut short, or is no mp4.")
+            return None
+        span = inner
+    return span
 
 
 class _Box(NamedTuple):

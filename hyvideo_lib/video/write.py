@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor
 from ..atomic import whole_file
 from ..errors import DiskFull, RunFailed
 from .ffmpeg import file_url, running
-from .settings import settings_text
+from .settings import replace_settings, settings_text
 
 CRF = 14
 """x264's quality: small flat clips keep their colours, and nothing is seen to be lost; 23 is its own default."""
+ROOM = 16384
+"""Bytes left free for settings that are known only after the last frame."""
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
 _SIGXFSZ = -25
 _LITTLE = 2**20  # bytes; a disk with less is full, whatever the error said
@@ -30,15 +32,17 @@ def write_video(
     fps: float,
     settings: Mapping[str, Any],
     overwrite: bool = False,
+    final: Callable[[], Mapping[str, Any]] | None = None,
 ) -> None:
     """Write frames [H, W, 3] (bytes) with the settings inside. `path` is complete or not there.
 
+    final: asked after the last frame for settings that replace the first ones, at most ROOM bytes longer.
     Whatever the iterable raises goes through. Raises OutputExists, OutputNotWritable, DiskFull, MissingPackage,
     RunFailed.
     """
     with whole_file(path, overwrite) as temporary, tempfile.TemporaryDirectory(prefix="hyvideo-") as folder:
         metadata = Path(folder, "metadata.txt")
-        metadata.write_text(settings_text(settings), encoding="ascii")
+        metadata.write_text(settings_text(settings, ROOM if final else 0), encoding="ascii")
         arguments = _arguments(metadata, temporary, width, height, fps)
         with running(arguments, feeds=True) as ffmpeg:
             written = 0
@@ -54,6 +58,8 @@ def write_video(
             raise RunFailed(f"There are no frames to write to {path}.")
         if status:
             raise _failure(path, status, ffmpeg.complaints)
+        if final:
+            replace_settings(temporary, final())
 
 
 def _arguments(metadata: Path, output: Path, width: int, height: int, fps: float) -> list[str]:

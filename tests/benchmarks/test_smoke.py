@@ -83,6 +83,23 @@ def test_the_random_file_is_a_transformer_that_loads_and_stays_finite(tmp_path: 
     assert weights.abs().max() < 2**-5
 
 
+def test_caches_say_what_was_saved_and_what_it_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run("caches", "--only", "cache", capsys=capsys)
+    assert all(set(row) >= COMMON | BY_KIND[row["kind"]] for row in rows)
+    outcome = {"clips", "skipped_steps", "right", "color", "shape", "motion", "background", "psnr", "psnr_worst"}
+    assert all(set(row) >= outcome for row in rows)
+    assert [row["case"] for row in rows if row["side"] == OURS] == [
+        "no cache",
+        "teacache 0.3",
+        "easycache 0.1",
+        "magcache 0.12",
+    ]
+    ratios = [row for row in rows if row["side"] == "ratio"]
+    assert all(row["peer"] == "no cache" and 0 < row["calls"] <= 1 and row["cpu"] > 0 for row in ratios)
+    assert rows[0]["psnr"] is None  # nothing differs from itself
+    assert any(row["skipped_steps"] > 0 for row in ratios)
+
+
 def test_only_chooses_cases_and_rows_are_appended_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.jsonl"
     out.write_text('{"before": 1}\n')

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graph import run, validate
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +49,25 @@ def test_custom_tiles_are_the_librarys(decode, latents, vae, pack):
     assert not torch.equal(frames, decode(latents, tiles="none"))
 
 
-def test_fitting_tiles_shrink_with_the_memory(pack, vae, mm):
-    video = (129, 720, 1280)
-    whole = pack.hyvideo_lib.memory.estimate.vae_bytes(vae.vae.config.block_channels, *video, 4)
+def test_fitting_tiles_shrink_with_the_memory(pack, vae):
+    work = pack.hyvideo_lib.pipeline.VAEWork.of(vae.vae, 129, 720, 1280)
 
     def chosen(free: int):
-        mm.pretend(limit=vae.managed.model_size() + free)
-        return pack.nodes.decode.choose_tiles(vae, "fit", 256, 64, video)
+        return pack.nodes.decode.choose_tiles(work, "fit", 256, 64, lambda: free)
 
+    whole = work.num_bytes(None)
     assert chosen(whole) is None
     tiles = [chosen(whole // part) for part in (2, 8, 64)]
     sizes = [tile.size**2 * tile.frames for tile in tiles]
     assert sizes == sorted(set(sizes), reverse=True)
     assert (chosen(0).size, chosen(0).frames) == (128, 16)
+
+
+def test_fit_looks_at_the_memory_of_the_vaes_device(decode, latents, vae, pack, mm, monkeypatch):
+    monkeypatch.setattr(pack.hyvideo_lib.memory.fit, "SIZES", (64, 32))
+    small = pack.hyvideo_lib.vae.Tiles(32, 16)
+    mm.pretend(limit=vae.managed.model_size() + 2**10)
+    assert torch.equal(decode(latents, tiles="fit"), expected(vae, latents["samples"], small))
 
 
 def test_a_still_image_is_one_frame(decode):
@@ -115,7 +122,8 @@ def test_every_tile_moves_the_bar_and_the_text(decode, latents, bars, texts):
     assert bars.shown == [(i, 9) for i in range(1, 10)]
     assert bars.nodes == {"7"}
     assert texts()[0] == "decoding"
-    assert texts()[-1].startswith("decoding 9/9, ")
+    assert texts()[-2].startswith("decoding 9/9, ")
+    assert texts()[-1].endswith(", tiles 32 x 32 x 16, overlap 0.25")  # the report
 
 
 def test_the_time_left_is_that_of_one_video(decode, bars, texts):
@@ -133,16 +141,77 @@ def test_cancelling_stops_at_the_next_tile(decode, latents, bars, mm):
     assert not mm.processing_interrupted()
 
 
-def test_running_out_of_memory_passes_untouched(decode, latents, vae, monkeypatch):
-    error = torch.OutOfMemoryError("no room")
+@pytest.fixture
+def out_of_memory(vae, monkeypatch):
+    """out_of_memory(times): so many tiles from now on find no memory."""
+    pixels = vae.vae.pixels
 
-    def fail(*_):
-        raise error
+    def arm(times: int) -> list[torch.Size]:
+        seen: list[torch.Size] = []
 
-    monkeypatch.setattr(vae.vae, "pixels", fail)
-    with pytest.raises(torch.OutOfMemoryError) as caught:
-        decode(latents)
-    assert caught.value is error
+        def fail(tile):
+            seen.append(tile.shape)
+            if len(seen) <= times:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return pixels(tile)
+
+        monkeypatch.setattr(vae.vae, "pixels", fail)
+        return seen
+
+    return arm
+
+
+@pytest.fixture
+def ladder(pack, monkeypatch):
+    """Smaller tiles than users get, for the demo's small videos."""
+    monkeypatch.setattr(pack.hyvideo_lib.memory.fit, "SIZES", (64, 32))
+
+
+@pytest.mark.usefixtures("ladder")
+def test_smaller_tiles_follow_when_memory_runs_out(decode, latents, vae, pack, out_of_memory, texts, folder, caplog):
+    wanted = expected(vae, latents["samples"], pack.hyvideo_lib.vae.Tiles(32, 16))
+    seen = out_of_memory(1)
+    assert torch.equal(decode(latents, tiles="none"), wanted)
+    assert seen[0][3:] == (8, 8)
+    assert {tuple(shape[3:]) for shape in seen[1:]} <= {(4, 4), (4, 2), (2, 4), (2, 2)}
+    message = "Memory ran out while decoding in one piece; it starts again in tiles of 32 pixels and 16 frames"
+    assert any(text.startswith(message) for text in texts())
+    assert message in caplog.text
+    assert list(folder("temp").iterdir()) == []
+
+
+@pytest.mark.usefixtures("ladder")
+def test_memory_that_runs_out_in_the_smallest_tiles_is_told_with_numbers_and_the_latents_kept(
+    decode, latents, pack, vae, mm, out_of_memory, folder
+):
+    seen = out_of_memory(99)
+    with pytest.raises(pack.hyvideo_lib.errors.OutOfMemory) as caught:
+        decode(latents, tiles="custom", tile_size=64, tile_frames=32)
+    assert [tuple(shape[3:]) for shape in seen] == [(8, 8), (4, 4)]
+    (kept,) = folder("temp").iterdir()
+    message = str(caught.value)
+    assert "in tiles of 32 pixels and 16 frames; no smaller tiles are left" in message
+    assert "GiB" in message
+    assert str(kept) in message
+    assert message.endswith("[out_of_memory]")
+    assert vae.managed.loaded_size() == 0
+    assert torch.equal(pack.hyvideo_lib.pipeline.load_latents(kept)[0], latents["samples"])
+
+
+def test_latents_are_in_the_temporary_folder_while_they_are_decoded(decode, latents, bars, folder):
+    kept = []
+    bars.on_update = lambda value, total: kept.append(load_file(next(folder("temp").iterdir())))
+    decode(latents)
+    (tensors,) = kept
+    assert sorted(tensors) == ["latent_format_version_0", "latent_tensor"]  # what ComfyUI's Load Latent looks for
+    assert torch.equal(tensors["latent_tensor"], latents["samples"])
+    assert list(folder("temp").iterdir()) == []
+
+
+def test_a_full_temporary_folder_stops_nobody(decode, latents, folder, tmp_path):
+    folder("output")
+    (tmp_path / "comfyui" / "temp").write_text("no folder")
+    assert decode(latents).shape[0] == 5
 
 
 def test_the_vae_leaves_the_device_when_comfyui_asks(decode, latents, vae, mm):
@@ -151,3 +220,37 @@ def test_the_vae_leaves_the_device_when_comfyui_asks(decode, latents, vae, mm):
     mm.unload_all_models()
     assert vae.managed.loaded_size() == 0
     assert torch.equal(decode(latents), before)
+
+
+# A tiny VAE
+
+
+@pytest.fixture
+def tiny(pack, folder):
+    """A TAEHV file of few channels in ComfyUI's folder for previews' decoders, loaded."""
+    vae = pack.hyvideo_lib.vae
+    torch.manual_seed(0)
+    save_file(vae.TinyVAE(vae.TinyVAEConfig((8, 6, 4, 4))).state_dict(), folder("models/vae_approx") / "t.safetensors")
+    return run(pack.nodes.load.LoadVAE, file="t.safetensors")[0]
+
+
+def test_a_tiny_vae_decodes_previews(pack, tiny, latents):
+    assert repr(tiny) == "HYV_VAE(tiny, for previews, 16 channels, float32)"
+    for mode in ("reference", "fit", "none"):
+        (frames,) = run(pack.nodes.decode.Decode, vae=tiny, latents=latents, tiles=mode)
+        assert torch.equal(frames, expected(tiny, latents["samples"]))
+    assert frames.std() > 0
+
+
+def test_a_tiny_vae_encodes_nothing(pack, tiny):
+    with pytest.raises(pack.hyvideo_lib.errors.InvalidSetting, match=r"only decodes previews.*\[invalid_setting\]$"):
+        run(pack.nodes.latents.EncodeVideo, vae=tiny, frames=torch.zeros(1, 32, 32, 3))
+
+
+def test_a_tiny_vae_without_memory_is_told_at_once(pack, tiny, latents, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(tiny.vae, "_advance", fail)
+    with pytest.raises(pack.hyvideo_lib.errors.OutOfMemory, match="in one piece; no smaller tiles are left"):
+        run(pack.nodes.decode.Decode, vae=tiny, latents=latents)

@@ -30,10 +30,11 @@ FORMS = {
     "HyvGuidance": ("cfg_scale start end rescale batched", "", "guidance_options"),
     "HyvBlockSwap": ("double_blocks single_blocks prefetch", "", "block_swap"),
     "HyvCompile": ("backend mode dynamic", "", "compile"),
+    "HyvCache": ("method threshold start end max_skips residuals", "", "cache"),
     "HyvLoRA": ("model file strength blocks", "", "with_lora report"),
     "HyvSampler": (
         "model embeds latents steps guidance shift seed solver strength",
-        "rope guidance_options sigmas mask",
+        "rope guidance_options sigmas mask cache",
         "samples used_sigmas",
     ),
     "HyvDecode": ("vae latents tiles tile_size tile_frames", "", "frames"),

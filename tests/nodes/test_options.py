@@ -57,3 +57,38 @@ def test_compiling_is_as_the_widgets_say_and_travels_on_the_model(pack):
     assert model.compiling is default
     assert "compiled" in repr(model)
     assert "mode is 'fast'" in validate(pack.nodes.options.Compile, mode="fast")
+
+
+def test_a_cache_is_as_the_widgets_say(pack):
+    config = pack.hyvideo_lib.caches.CacheConfig
+    node = pack.nodes.options.Cache
+    made = run(node, method="easycache", threshold=0.05, start=0.2, end=0.9, max_skips=3, residuals="host")[0]
+    assert made == config("easycache", 0.05, 0.2, 0.9, 3, True)
+    assert run(node)[0] == config()
+    assert run(node, threshold=0.0, start=0.0, max_skips=0)[0] == config(threshold=0.0, start=0.0, max_skips=0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"method": "teacup"}, "method is 'teacup', but must be one of: teacache"),
+        ({"threshold": -2.0}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
+        ({"start": 0.9, "end": 0.5}, "start before the end"),
+        ({"method": "magcache", "end": 0.1}, "start before the end"),
+        ({"max_skips": -2}, "max_skips"),
+        ({"residuals": "disk"}, "residuals is 'disk'"),
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused_before_the_run(pack, inputs, said):
+    assert said in validate(pack.nodes.options.Cache, **inputs)
+
+
+def test_the_cache_s_tooltips_name_the_numbers_of_the_table(pack):
+    inputs = {entry.id: entry for entry in pack.nodes.options.Cache.define_schema().inputs}
+    for name, method in pack.hyvideo_lib.caches.METHODS.items():
+        assert f"{method.threshold:g} for {name}" in inputs["threshold"].tooltip
+        assert not method.start or f"{method.start:g} for {name}" in inputs["start"].tooltip
+        assert not method.max_skips or f"{method.max_skips} for {name}" in inputs["max_skips"].tooltip.replace(
+            "\n", " "
+        )

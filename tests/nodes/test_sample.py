@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 import torch
@@ -179,6 +180,36 @@ def test_cfg_without_a_negative_prompt_is_refused(sample, embeds, errors, pack):
         sample(embeds=only, guidance_options=config)
 
 
+@pytest.mark.parametrize("method", ["teacache", "first_block", "easycache", "magcache"])
+def test_a_cache_skips_steps_and_says_so_on_the_node(sample, plain, pack, texts, method):
+    config = pack.hyvideo_lib.caches.CacheConfig
+    assert torch.equal(sample(cache=config(method, 0.0))[0]["samples"], plain)
+    said = texts()
+    assert said[-1].endswith(", skipped 0 of 3 steps")
+    found = sample(steps=8, cache=config(method, 0.5))[0]["samples"]
+    told = texts()[-1]
+    assert re.search(r", skipped [1-6] of 8 steps$", told)
+    assert found.isfinite().all()
+    assert not torch.equal(found, sample(steps=8)[0]["samples"])
+
+
+def test_every_video_of_a_batch_has_a_cache_of_its_own(sample, pack, texts):
+    config = pack.hyvideo_lib.caches.CacheConfig("teacache", 0.3)
+    both = sample(seed=1, steps=6, cache=config, latents={"samples": torch.zeros(2, 16, 2, 4, 4)})[0]["samples"]
+    assert texts()[-1].count("of 6 steps") == 2
+    single = [sample(seed=seed, steps=6, cache=config)[0]["samples"] for seed in (1, 2)]
+    assert torch.equal(both, torch.cat(single))
+
+
+def test_magcache_is_refused_for_a_model_without_ratios(sample, model, pack, errors):
+    curve = pack.hyvideo_lib.caches.MagCurve((1.0, 0.5), (1.0,))
+    config = pack.hyvideo_lib.caches.CacheConfig
+    sample(cache=config("magcache", curve=curve))  # the user's own
+    begin = config("magcache").begin_run
+    with pytest.raises(errors.InvalidSetting, match="there are none for a transformer of width 5"):
+        begin([1.0, 0.0], (5, 1, 1), 64)
+
+
 # Refusals
 
 
@@ -250,7 +281,8 @@ def test_every_step_moves_the_bar_and_the_text(sample, bars, texts):
     assert bars.nodes == {"7"}
     shown = texts()
     assert shown[0] == "sampling"
-    assert [text.split(",")[0] for text in shown[1:]] == ["sampling 1/3", "sampling 2/3", "sampling 3/3"]
+    assert [text.split(",")[0] for text in shown[1:-1]] == ["sampling 1/3", "sampling 2/3", "sampling 3/3"]
+    assert "0 blocks swapped, attention sdpa" in shown[-1]  # the report
 
 
 def test_previews_are_shown_where_the_user_wants_them(sample, bars, plain):

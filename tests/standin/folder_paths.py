@@ -7,7 +7,7 @@ from pathlib import Path
 
 supported_pt_extensions = {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"}
 folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {}
-output_directory = input_directory = models_dir = ""
+output_directory = input_directory = temp_directory = models_dir = ""
 
 
 def map_legacy(folder_name: str) -> str:
@@ -21,6 +21,10 @@ def get_output_directory() -> str:
 
 def get_input_directory() -> str:
     return input_directory
+
+
+def get_temp_directory() -> str:
+    return temp_directory
 
 
 def add_model_folder_path(folder_name: str, full_folder_path: str, is_default: bool = False) -> None:
@@ -76,10 +80,10 @@ def get_save_image_path(
 
 def set_base(base: str | os.PathLike[str]) -> None:
     """Put all folders under this one, and forget the kinds that others added. Makes no folder."""
-    global output_directory, input_directory, models_dir
+    global output_directory, input_directory, temp_directory, models_dir
     models = Path(base, "models")
     output_directory, input_directory = str(Path(base, "output")), str(Path(base, "input"))
-    models_dir = str(Path(base, "models"))
+    temp_directory, models_dir = str(Path(base, "temp")), str(Path(base, "models"))
     folder_names_and_paths.clear()
     for kind, names in {
         "diffusion_models": ("unet", "diffusion_models"),

@@ -71,7 +71,7 @@ def test_measuring_averages_the_ratios_of_the_tokens_norms():
     levels = make_sigmas(4, 3.0).tolist()
     generator = torch.Generator().manual_seed(0)
     added = torch.randn(2, 4, 2, 3000, 5, generator=generator)  # runs, levels, items, tokens, width
-    measurement = Measurement(levels)
+    measurement = Measurement()
     for run in added:
         for level, residual in zip(levels, run, strict=False):
             measurement.begin(level, ("positive",))
@@ -90,9 +90,9 @@ def test_measuring_averages_the_ratios_of_the_tokens_norms():
 
 
 def test_a_single_step_measures_nothing():
-    measurement = Measurement([1.0, 0.0])
+    measurement = Measurement()
     measurement.begin(1.0, ("positive",))
     measurement.before_blocks(torch.ones(1, 2, 2), lambda: torch.ones(1))
     measurement.after_blocks(torch.ones(1, 2, 2))
-    with pytest.raises(InvalidSetting):
+    with pytest.raises(InvalidSetting, match="over two steps or more"):
         measurement.curve()

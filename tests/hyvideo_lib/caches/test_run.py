@@ -180,6 +180,19 @@ def test_nothing_is_kept_of_a_pass_that_was_broken_off():
     assert one_pass(cache, 2, [1]) is None
 
 
+def test_a_pass_that_is_tried_again_is_computed_and_counts_once_for_the_rule():
+    rules = []
+    cache = StepCache(
+        Limits("said", 1.0, 0.0, 1.0, None, False), LEVELS, lambda store: rules.append(Said(store)) or rules[-1]
+    )
+    one_pass(cache, 0, [1])
+    cache.begin(LEVELS[1], ("positive",))
+    assert cache.answer(torch.zeros(1, 1, 1), torch.ones(1, 3, 2)) is None  # and then memory runs out
+    assert one_pass(cache, 1, [1], adds=7.0) is None
+    assert one_pass(cache, 2, [1]) == [7.0]
+    assert [rule.computed for rule in rules] == [2]
+
+
 def test_the_plain_cache_never_answers():
     cache = CacheConfig("easycache").begin_run(LEVELS, (1, 1, 1), 64)
     cache.begin(LEVELS[0], ("positive",))

@@ -10,7 +10,15 @@ import torch
 from checkpoint_headers import released
 
 from hyvideo_lib.checkpoint import inspect_file
-from hyvideo_lib.checkpoint.variants import VARIANTS, choose_variant, hinted_variants, name_contradiction
+from hyvideo_lib.checkpoint.build import recognise
+from hyvideo_lib.checkpoint.variants import (
+    VARIANTS,
+    choose_variant,
+    hinted_variants,
+    name_contradiction,
+    possible_variants,
+)
+from hyvideo_lib.errors import WrongKind
 
 SAME = ("t2v", "i2v_token_replace", "custom_reference")
 TITLES = (
@@ -89,19 +97,17 @@ def test_titles_read_as_sentences() -> None:
 # Complaints
 
 
-def test_an_unknown_file_says_what_was_looked_for(tmp_path: Path) -> None:
-    names = [f"some.{letter}.weight" for letter in "abcdefghijkl"]
+LOOKED_FOR = (
+    "It holds nothing known here (looked for a transformer (diffusion model), a VAE, a Llama text encoder, a CLIP text "
+    "encoder, a LoRA). Its tensors: "
+)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 10, 12])
+def test_an_unknown_file_says_what_was_looked_for(tmp_path: Path, count: int) -> None:
+    names = [f"some.{letter}.weight" for letter in "abcdefghijkl"[:count]]
     report = report_of(tmp_path, {name: ([2], "float32") for name in names})
-    found = report.reason.partition(" Its tensors: ")
-    assert found[0].startswith("It holds nothing known here (looked for ")
-    assert found[0].endswith(").")
-    known = found[0].removeprefix("It holds nothing known here (looked for ").removesuffix(").")
-    assert len(known.split(", ")) >= 5
-    assert found[2] == ", ".join(names[:10]) + "."
-
-
-def test_an_empty_file_has_no_tensors_to_name(tmp_path: Path) -> None:
-    assert report_of(tmp_path, {}).reason.endswith(" Its tensors: none.")
+    assert report.reason == f"{LOOKED_FOR}{', '.join(names[:10]) or 'none'}."
 
 
 def test_all_complaints_are_told_in_order(tmp_path: Path) -> None:
@@ -136,12 +142,24 @@ def test_a_joined_tensor_of_a_wrong_shape_names_its_parts(tmp_path: Path) -> Non
     )
 
 
-def test_sizes_that_do_not_fit_say_where_they_may_stand(tmp_path: Path) -> None:
+HEADS_OF_100 = (
+    "The heads are 100 wide, which does not tell how they are split over time, height and width. Give "
+    "config=TransformerConfig(..., rope_axes=(t, h, w)), or store rope_axes in the metadata under 'hyvideo.config'."
+)
+SPLIT_IN_30 = (
+    "Its sizes do not fit together: hidden_size 3072 cannot be split into 30 heads. What tensors cannot tell may stand "
+    "in the metadata under 'hyvideo.config', or be given as config."
+)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"), [({}, HEADS_OF_100), ({"hyvideo.config": '{"rope_axes": [20, 40, 40]}'}, SPLIT_IN_30)]
+)
+def test_sizes_that_do_not_fit_say_where_they_may_stand(tmp_path: Path, metadata, reason: str) -> None:
     entries = released("tencent_transformer_t2v")
     entries["double_blocks.0.img_attn_q_norm.weight"] = ([100], "bfloat16")
-    report = report_of(tmp_path, entries)
-    assert not report.supported
-    assert report.config is None
+    report = inspect_file(headers.write_safetensors(tmp_path / "model.safetensors", entries, metadata))
+    assert (report.supported, report.config, report.reason) == (False, None, reason)
 
 
 def test_something_else_in_the_file_is_counted(tmp_path: Path) -> None:
@@ -171,8 +189,9 @@ def test_storage_is_named(tmp_path: Path, scheme_file: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
-def test_an_fp8_vae_is_accepted(tmp_path: Path, dtype: str) -> None:
-    entries = {name: (shape, dtype) for name, (shape, _) in released("vae_tencent_diffusers").items()}
+@pytest.mark.parametrize("name", ["vae_tencent_diffusers", "llama_hf", "clip_l_text", "tencent_transformer_t2v"])
+def test_plainly_cast_fp8_is_accepted(tmp_path: Path, name: str, dtype: str) -> None:
+    entries = {name: (shape, dtype) for name, (shape, _) in released(name).items()}
     report = report_of(tmp_path, entries)
     assert (report.quantization, report.supported, report.reason) == ("fp8_cast", True, "")
 
@@ -234,3 +253,66 @@ def test_groups_are_counted_to_the_byte(tmp_path: Path) -> None:
         ("model", "bfloat16", 2, 11, 22, "none"),
         ("model", "float32", 1, 4, 16, "none"),
     ]
+
+
+# What a file is called where another kind is needed
+
+
+STRANGERS = {
+    "a transformer (diffusion model)": released("tencent_transformer_t2v"),
+    "a VAE": released("vae_tencent_diffusers"),
+    "a Llama text encoder": released("llama_hf"),
+    "a CLIP text encoder": released("clip_l_text"),
+    "a T5 text encoder": {"encoder.block.0.layer.0.SelfAttention.q.weight": ([2, 2], "float16")},
+    "an image encoder": {
+        "vision_model.encoder.layers.0.mlp.fc1.weight": ([2, 2], "float16"),
+        "vision_model.embeddings.class_embedding": ([2], "float16"),
+    },
+    "a LoRA": {
+        "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": ([4, 3072], "float16"),
+        "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": ([9216, 4], "float16"),
+    },
+    "a ControlNet": {
+        "after_proj_list.0.weight": ([2, 2], "float16"),
+        "blocks.0.attn.weight": ([2, 2], "float16"),
+    },
+    "the scales of fp8 weights": {
+        "double_blocks.0.img_attn_qkv": ([], "float32"),
+        "single_blocks.0.linear1": ([], "float32"),
+    },
+}
+
+
+@pytest.mark.parametrize("words", STRANGERS)
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, words: str) -> None:
+    path = headers.write_safetensors(tmp_path / "file.safetensors", STRANGERS[words])
+    kinds, needed = (
+        (("vae",), "a VAE") if words != "a VAE" else (("llama", "clip"), "a Llama text encoder or a CLIP text encoder")
+    )
+    with pytest.raises(WrongKind) as caught:
+        recognise(path, kinds, None)
+    assert str(caught.value) == (
+        f"file.safetensors is {words}, but {needed} is needed here. "
+        f"Give it where {words} is asked for, and another file here."
+    )
+
+
+@pytest.mark.parametrize(
+    ("possible", "titles"),
+    [
+        (
+            possible_variants(33, 16),
+            "i2v_latent_concat (image to video, takes noisy latents, image latents and a mask)",
+        ),
+        (
+            possible_variants(32, 16),
+            "i2v_concat_no_mask (image to video, SkyReels' kind: takes noisy latents and image latents) / "
+            "keyframe_host (host of a keyframe or control LoRA: takes noisy latents and control latents)",
+        ),
+        (possible_variants(17, 16), "other (no known variant)"),
+    ],
+)
+def test_what_a_transformer_can_be_is_told_in_words(possible: tuple[str, ...], titles: str) -> None:
+    assert choose_variant(possible, "a.safetensors", "t2v")[2] == (
+        f"t2v was chosen, but by its tensors the file is {titles}."
+    )

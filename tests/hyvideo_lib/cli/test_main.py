@@ -10,6 +10,7 @@ import pytest
 
 from hyvideo_lib import __version__
 from hyvideo_lib.attention import AUTO, BACKENDS
+from hyvideo_lib.caches import METHODS
 from hyvideo_lib.cli import VERBS, arguments, build_parser, inspect, main
 from hyvideo_lib.pipeline import COMPUTE_DTYPES, DTYPES
 from hyvideo_lib.sampling import SOLVERS
@@ -113,6 +114,7 @@ def test_a_terminal_that_lacks_a_letter_gets_an_escape(monkeypatch, tmp_path):
 def test_names_in_the_options_are_those_of_the_tables():
     assert tuple(SOLVERS) == arguments.SOLVERS
     assert tuple(TEMPLATES) == arguments.TEMPLATES
+    assert tuple(METHODS) == arguments.CACHES
     assert tuple(DTYPES) == arguments.STORAGE_DTYPES
     assert COMPUTE_DTYPES == arguments.COMPUTE_DTYPES
     assert (AUTO, *BACKENDS) == arguments.ATTENTION

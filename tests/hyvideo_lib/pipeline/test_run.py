@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
 
-from hyvideo_lib.errors import EmptyPrompt, Interrupted, OutOfMemory
+from hyvideo_lib.errors import EmptyPrompt, Interrupted, NonFiniteOutput, OutOfMemory
 from hyvideo_lib.host import HeadlessHost
-from hyvideo_lib.pipeline import Clock, Files, GenerateRequest, Precision, generate
+from hyvideo_lib.pipeline import Clock, Files, GenerateRequest, PixelStage, Precision, generate
 from hyvideo_lib.sampling import GuidanceConfig
+from hyvideo_lib.vae import Tiles
 
 REQUEST = GenerateRequest("a red circle", width=32, height=32, frames=5, steps=2, seed=5)
 
@@ -70,9 +73,10 @@ def test_models_are_gone_when_the_next_are_loaded(files):
 
 
 def test_seconds_are_told_per_stage(files):
-    seconds = generate(REQUEST, files).seconds
-    assert list(seconds) == ["load_text", "encode_text", "load_transformer", "sample", "load_vae", "decode"]
-    assert all(value >= 0 for value in seconds.values())
+    result = generate(REQUEST, files)
+    assert list(result.seconds) == ["load_text", "encode_text", "load_transformer", "sample", "load_vae", "decode"]
+    assert all(value >= 0 for value in result.seconds.values())
+    assert {name: stage.seconds for name, stage in result.report.stages.items()} == result.seconds
 
 
 def test_cancelling_stops_within_a_step(files):
@@ -125,7 +129,7 @@ def test_each_precision_reaches_its_stage(files):
     ],
 )
 def test_every_way_to_run_out_of_memory_is_one_error(error):
-    with pytest.raises(OutOfMemory, match=r"while decoding .*--tiles"), Clock(HeadlessHost()).stage("decode"):
+    with pytest.raises(OutOfMemory, match=r"while decoding .*--vae-dtype"), Clock(HeadlessHost()).stage("decode"):
         raise error
 
 
@@ -142,3 +146,61 @@ def test_more_steps_than_are_remembered_give_the_same_video(files, monkeypatch):
     monkeypatch.setattr(memo, "KEPT", 2)
     monkeypatch.setattr(sampler, "KEPT", 2)
     assert torch.equal(generate(replace(REQUEST, steps=5), files).latents, expected.latents)
+
+
+# Frames as they are done
+
+
+@pytest.fixture
+def pixels(files):
+    with closing(PixelStage(files.vae, Precision(), HeadlessHost(), Clock(HeadlessHost()))) as stage:
+        yield stage
+
+
+LATENTS = torch.randn(1, 16, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+TILES = Tiles(32, 16)
+
+
+def test_the_stream_is_the_decoded_video_in_parts(pixels):
+    parts = list(pixels.stream(LATENTS, TILES, Clock(HeadlessHost())))
+    assert [len(part) for part in parts] == [13, 12, 4]
+    whole = pixels.decode(LATENTS, TILES, Clock(HeadlessHost()))
+    assert whole.shape == (29, 40, 40, 3)
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_what_is_done_with_a_part_is_not_the_decoders_time(pixels):
+    clock = Clock(HeadlessHost())
+    with clock.stage("write"):
+        for _ in pixels.stream(LATENTS, TILES, clock):
+            time.sleep(0.2)
+    assert list(clock.seconds) == ["decode", "write"]
+    assert clock.seconds["write"] >= 0.6
+    assert sum(clock.seconds.values()) < 0.6 + 2 * clock.seconds["decode"] + 0.1
+
+
+def test_a_stream_is_announced_once(pixels):
+    stages = []
+    clock = Clock(HeadlessHost(on_stage=lambda name, total: stages.append(name)))
+    assert len(list(pixels.stream(LATENTS, TILES, clock))) == 3
+    assert stages == ["decoding"]
+
+
+def test_numbers_that_break_in_a_later_part_end_the_stream_there(pixels):
+    latents = LATENTS.clone()
+    spans = pixels.stream(latents, TILES, Clock(HeadlessHost()))
+    assert len(next(spans)) == 13
+    pixels._vae.decoder.conv_out.conv.bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteOutput, match="The decoded pixels"):
+        next(spans)
+
+
+def test_a_black_stream_is_told_at_its_end(pixels, caplog):
+    for parameter in pixels._vae.parameters():
+        parameter.zero_()
+    stream = pixels.stream(LATENTS, TILES, Clock(HeadlessHost()))
+    for _ in range(3):
+        next(stream)
+        assert not caplog.records
+    assert next(stream, None) is None
+    assert "All 29 frames are of one colour" in caplog.text

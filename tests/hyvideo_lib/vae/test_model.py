@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from tiny import VAE, difference, golden, golden_vae, layout, manifest, relative_error, tiny_vae
@@ -249,6 +251,49 @@ def test_progress_counts_every_tile_of_every_item_up_to_the_total(
         run(HeadlessHost(on_step=lambda done, total, steps=steps: steps.append((done, total))))
         assert steps == [(done, len(steps)) for done in range(1, len(steps) + 1)]
         assert len(steps) >= 2
+
+
+# Spans
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("latent_frames", [1, 4, 5, 7, 13])
+def test_the_spans_are_the_decoded_video_bit_for_bit(latent_frames: int, mode: str) -> None:
+    vae, latents = tiny_vae(), make_latents(latent_frames, 5, 3)
+    spans = list(vae.decode_spans(latents, MODES[mode]))
+    assert torch.equal(torch.cat(spans, dim=2), vae.decode(latents, MODES[mode]))
+    in_time = "t" in mode and latent_frames > 4
+    lengths = [13, *[12] * ((latent_frames - 5) // 3)] if in_time else [4 * latent_frames - 3]
+    assert [span.shape[2] for span in spans][: len(lengths)] == lengths
+    assert not any(span.requires_grad for span in spans)
+
+
+def test_a_span_is_there_before_the_next_is_begun_and_nobody_holds_on_to_it() -> None:
+    steps: list[int] = []
+    host = HeadlessHost(on_step=lambda done, _: steps.append(done))
+    spans = tiny_vae().decode_spans(make_latents(13, 5, 3), Tiles(32, 16), host)
+    given: list[weakref.ref[torch.UntypedStorage]] = []
+    for number, span in enumerate(spans, start=1):
+        assert steps == list(range(1, 2 * number + 1))  # two tiles each
+        assert not any(storage() for storage in given)
+        given.append(weakref.ref(span.untyped_storage()))
+        del span
+    assert len(given) == 4
+
+
+def test_a_stream_that_is_cancelled_has_given_what_was_done() -> None:
+    host = HeadlessHost(on_step=lambda done, _: host.cancel() if done == 3 else None)
+    spans = tiny_vae().decode_spans(make_latents(13, 5, 3), Tiles(32, 16), host)
+    assert next(spans).shape[2] == 13
+    with pytest.raises(Interrupted):
+        next(spans)
+
+
+def test_spans_are_of_one_video() -> None:
+    with pytest.raises(InvalidSetting, match="of one video"):
+        next(tiny_vae().decode_spans(make_latents(batch=2)))
+    with pytest.raises(InvalidSetting, match=r"must be \[B, 4, T, H, W\]"):
+        next(tiny_vae().decode_spans(torch.zeros(1, 16, 2, 3, 3)))
 
 
 class Stopped(Exception):  # noqa: N818

@@ -5,14 +5,21 @@ import logging
 import pytest
 import torch
 
-from hyvideo_lib.video import warn_if_flat
-from hyvideo_lib.video.flat import find_flat
+from hyvideo_lib.video import FlatWatch
 
 SIZE = (5, 16, 24, 3)
 
 
 def one_colour(*colour: int) -> torch.Tensor:
     return torch.tensor(colour, dtype=torch.uint8).expand(SIZE).clone()
+
+
+def find_flat(*parts: torch.Tensor) -> str | None:
+    """What is said of a video that comes in these parts."""
+    watch = FlatWatch()
+    for part in parts:
+        watch.look(part)
+    return watch.find()
 
 
 def of_kind(frames: torch.Tensor, kind: str) -> torch.Tensor:
@@ -48,9 +55,19 @@ def test_no_frames_are_no_flat_video():
     assert find_flat(torch.zeros(0, 4, 4, 3)) is None
 
 
-def test_the_warning_is_logged_once(caplog):
+@pytest.mark.parametrize("at", [0, 1, 4, 5])
+def test_a_video_in_parts_is_judged_as_a_whole(at):
+    black, noisy = one_colour(0, 0, 0), one_colour(0, 0, 0)
+    noisy[4, 0, 0, 0] = 99
+    assert find_flat(black[:at], black[at:]) == find_flat(black)
+    assert find_flat(noisy[:at], noisy[at:]) is None
+
+
+def test_the_warning_is_logged_where_there_is_one(caplog):
     with caplog.at_level(logging.WARNING):
-        assert warn_if_flat(one_colour(0, 0, 0))
-        assert not warn_if_flat(torch.randint(0, 255, SIZE, dtype=torch.uint8))
+        for frames in (one_colour(0, 0, 0), torch.randint(0, 255, SIZE, dtype=torch.uint8)):
+            watch = FlatWatch()
+            watch.look(frames)
+            watch.warn()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "black" in caplog.text

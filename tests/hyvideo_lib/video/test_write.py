@@ -8,6 +8,7 @@ import torch
 
 from hyvideo_lib.errors import Interrupted, OutputExists, OutputNotWritable, RunFailed
 from hyvideo_lib.video import probe_size, read_frames, read_settings, write_video
+from hyvideo_lib.video.write import ROOM
 
 SETTINGS = {"hyvideo": "1", "prompt": "a cat"}
 COLORS = [(230, 30, 30), (30, 180, 50), (45, 80, 235), (250, 230, 40), (150, 50, 190), (15, 20, 90), (225, 208, 165)]
@@ -39,6 +40,26 @@ def test_colours_are_marked_as_what_they_are(tmp_path):
 def test_settings_are_inside(tmp_path):
     write(tmp_path / "a.mp4", [flat(COLORS[0])])
     assert read_settings(tmp_path / "a.mp4") == SETTINGS
+
+
+def test_settings_known_after_the_last_frame_replace_the_first(tmp_path):
+    made = []
+
+    def frames() -> Iterator[torch.Tensor]:
+        for color in COLORS:
+            made.append(color)
+            yield flat(color)
+
+    final = {**SETTINGS, "prompt": "a cat; with = and \\\n", "frames": 7, "long": "x" * (ROOM // 2)}
+    write(tmp_path / "a.mp4", frames(), final=lambda: {**final, "frames": len(made)})
+    assert read_settings(tmp_path / "a.mp4") == final
+    assert len(read_frames(tmp_path / "a.mp4", 64, 48, 99, 8)) == len(COLORS)
+
+
+def test_settings_that_outgrow_their_room_are_told_and_nothing_is_left(tmp_path):
+    with pytest.raises(RunFailed, match="bytes for its settings"):
+        write(tmp_path / "a.mp4", [flat(COLORS[0])], final=lambda: {**SETTINGS, "long": "x" * (ROOM + 1)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_whoever_may_read_new_files_may_read_the_video(tmp_path):

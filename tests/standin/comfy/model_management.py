@@ -148,6 +148,10 @@ def unload_all_models() -> None:
     free_memory(1e30, get_torch_device())
 
 
+def soft_empty_cache(force: bool = False) -> None:
+    """On a CPU there is nothing to give back."""
+
+
 # The cancel button
 
 

@@ -1,0 +1,208 @@
+"""Tiles that are chosen, and memory that runs out at every point of the work."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import closing
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyvideo_lib.errors import InvalidTiles, OutOfMemory
+from hyvideo_lib.host import HeadlessHost
+from hyvideo_lib.memory import fit
+from hyvideo_lib.pipeline import FIT, Clock, PixelStage, Precision, VAEWork, tiles
+from hyvideo_lib.vae import CausalVideoVAE, Tiles, VAEConfig
+
+CHANNELS = VAEConfig().block_channels
+HD = VAEWork(CHANNELS, 2, 2**29, 129, 720, 1280)
+
+
+# Which tiles
+
+
+def test_tiles_and_none_are_taken_as_they_are():
+    assert HD.choose(None, 0) is None
+    assert HD.choose(Tiles(64, 16), 0) == Tiles(64, 16)
+
+
+@pytest.mark.parametrize("gib", [1, 2, 4, 8, 16, 32, 64])
+def test_fit_takes_the_largest_that_fit(gib):
+    found = HD.choose(FIT, gib * 2**30)
+    assert HD.num_bytes(found) <= gib * 2**30
+    larger = [Tiles(size, frames) for size in fit.SIZES for frames in fit.LENGTHS]
+    assert not any(HD.num_bytes(found) < HD.num_bytes(tile) <= gib * 2**30 for tile in larger)
+
+
+def test_fit_cuts_nothing_where_all_fits_and_as_the_reference_where_nobody_knows():
+    assert HD.choose(FIT, 2**40) is None
+    assert HD.choose(FIT, None) == Tiles()
+
+
+def test_another_word_is_refused():
+    with pytest.raises(InvalidTiles, match="tiles is 'huge'"):
+        HD.choose("huge", 0)
+
+
+@pytest.mark.parametrize("first", [None, Tiles(), Tiles(1024, 64), Tiles(2048, 16, 0.5), Tiles(480, 144)])
+def test_every_step_down_halves_the_work_and_ends_at_the_smallest(first):
+    ladder = [first]
+    while (following := HD.smaller(ladder[-1])) is not None:
+        ladder.append(following)
+    works = [HD.num_bytes(step) for step in ladder]
+    assert all(later <= earlier / 2 for earlier, later in pairwise(works))
+    assert (ladder[-1].size, ladder[-1].frames) == (fit.SIZES[-1], fit.LENGTHS[-1])
+    assert len(ladder) <= 9
+
+
+def test_a_step_down_goes_at_once_to_what_fits():
+    assert HD.smaller(None, free=2**30) == HD.choose(FIT, 2**30)
+    assert HD.smaller(None, free=0) == Tiles(fit.SIZES[-1], fit.LENGTHS[-1])
+    assert HD.smaller(None, free=2**50) == HD.smaller(None)
+
+
+def test_an_overlap_is_kept_where_it_goes():
+    assert HD.smaller(Tiles(512, 64, 0.5)).overlap == 0.5
+    assert HD.smaller(Tiles(400, 80, 0.2)).overlap == 0.25
+
+
+# Memory that runs out. The video is 37 frames of 64 x 64, and tiles go down to 32 pixels and 16 frames.
+
+LATENTS = torch.randn(1, 16, 10, 8, 8, generator=torch.Generator().manual_seed(0))
+FRAMES = torch.randint(0, 256, (37, 64, 64, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+LADDER = [None, Tiles(64, 16), Tiles(32, 16)]
+CALLS = {"decode": 50, "encode": 43}
+"""Modules that run for a whole video."""
+
+
+class Failures:
+    """Counts the calls of a VAE's modules, and raises at some of them what PyTorch raises when memory runs out."""
+
+    def __init__(self, vae: CausalVideoVAE) -> None:
+        self.at: dict[int, int] = {}  # attempt to the call that fails in it
+        self.attempt, self.calls = 0, 0
+        self.seen: list[weakref.ref[Tensor]] = []
+        for module in vae.modules():
+            module.register_forward_pre_hook(self._before)
+            module.register_forward_hook(self._after)
+
+    def _before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.calls += 1
+        if self.calls == self.at.get(self.attempt):
+            self.attempt, self.calls = self.attempt + 1, 0
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd more.")
+
+    def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.seen.append(weakref.ref(output))
+
+    @property
+    def alive(self) -> int:
+        return sum(ref() is not None for ref in self.seen)
+
+
+@pytest.fixture(scope="module")
+def stage(tiny_files):
+    with closing(PixelStage(tiny_files.vae, Precision(), HeadlessHost(), Clock(HeadlessHost()))) as stage:
+        stage.failures = Failures(stage._vae)
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def wanted(stage):
+    """What each rung makes by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "SIZES", (64, 32))
+        return {
+            "decode": [stage.decode(LATENTS, rung, Clock(HeadlessHost())) for rung in LADDER],
+            "encode": [stage.encode(FRAMES, rung, Clock(HeadlessHost())) for rung in LADDER],
+        }
+
+
+@pytest.fixture
+def run(stage, wanted, monkeypatch):
+    """run(verb, {attempt: call that fails}) -> (result, notices)."""
+    monkeypatch.setattr(fit, "SIZES", (64, 32))
+    monkeypatch.setattr(fit, "LENGTHS", (16,))
+    monkeypatch.setattr(tiles, "free_ram_bytes", lambda: None)
+
+    def run(verb: str, at: dict[int, int]):
+        stage.failures.at, stage.failures.attempt, stage.failures.calls, stage.failures.seen = at, 0, 0, []
+        clock = Clock(HeadlessHost())
+        given = LATENTS if verb == "decode" else FRAMES
+        result = getattr(stage, verb)(given, None, clock)
+        return result, clock.notices
+
+    return run
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_the_calls_are_counted_right(verb, run, stage):
+    run(verb, {})
+    assert stage.failures.calls == CALLS[verb]
+
+
+@pytest.mark.parametrize("call", [*range(1, CALLS["decode"] + 1, 2)])
+def test_a_decode_that_fails_anywhere_ends_as_one_that_began_with_smaller_tiles(call, run, stage, wanted):
+    result, notices = run("decode", {0: call})
+    assert torch.equal(result, wanted["decode"][1])
+    assert not torch.equal(result, wanted["decode"][0])
+    assert [notice.code for notice in notices] == ["smaller_tiles"]
+    assert "in one piece; it starts again in tiles of 64 pixels and 16 frames" in notices[0].message
+    assert stage.failures.alive == 0
+
+
+@pytest.mark.parametrize("call", [1, 13, 30, 43])
+def test_an_encode_does_as_well(call, run, stage, wanted):
+    result, notices = run("encode", {0: call})
+    assert torch.equal(result, wanted["encode"][1])
+    assert "while encoding video in one piece" in notices[0].message
+    assert stage.failures.alive == 0
+
+
+@pytest.mark.parametrize("call", [1, 20, 50, 51, 80, 120, 150])
+def test_a_second_failure_also_in_a_later_tile_goes_one_step_further(call, run, stage, wanted):
+    result, notices = run("decode", {0: 3, 1: call})
+    assert torch.equal(result, wanted["decode"][2])
+    assert len(notices) == 2
+    assert stage.failures.alive == 0
+
+
+@pytest.mark.parametrize("call", [1, 60, 400])
+def test_the_last_failure_is_told_with_numbers_and_leaves_nothing_behind(call, run, stage):
+    with pytest.raises(OutOfMemory) as caught:
+        run("decode", {0: 1, 1: 1, 2: call})
+    message = str(caught.value)
+    assert "while decoding (CUDA out of memory. Tried to allocate 2.00 GiB.) in tiles of 32 pixels and 16" in message
+    assert "no smaller tiles are left" in message
+    assert "0.00 GiB beside the VAE's 0.00 GiB; an unknown number of bytes are free now" in message
+    assert "--width" in message
+    assert stage.failures.alive == 0  # though the error is still here
+
+
+def test_other_errors_are_no_reason_for_smaller_tiles(stage, monkeypatch):
+    def fail(tile):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(stage._vae, "pixels", fail)
+    clock = Clock(HeadlessHost())
+    with pytest.raises(RuntimeError, match="shapes"):
+        stage.decode(LATENTS, None, clock)
+    assert clock.notices == []
+
+
+def test_what_was_made_of_a_failed_attempt_is_thrown_away(run, stage, monkeypatch):
+    """The one who takes the parts begins anew: he gets no frames of other tiles."""
+    monkeypatch.setattr(fit, "SIZES", (64, 32))
+    stage.failures.at, stage.failures.attempt, stage.failures.calls = {0: CALLS["decode"] + 1}, 0, 0
+    taken: list[list[int]] = []
+
+    def take(parts, chosen):
+        taken.append([])
+        for part in parts:
+            taken[-1].append(len(part))
+        return chosen
+
+    assert stage.render(LATENTS, Tiles(64, 16), Clock(HeadlessHost()), take) == Tiles(32, 16)
+    assert taken == [[13], [13, 12, 12]]
