@@ -84,16 +84,24 @@ class _Compiled:
         if self._state.has_failed:
             return self._plain(*args)
         try:
-            return self._make()(*args)
-        except compile_errors() as error:
-            self._state.has_failed = True
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = " ".join(lines[:2]) or type(error).__name__  # the first line may be but "backend=... raised:"
-            logger.warning(
-                "The blocks run uncompiled: %s. Compiling needs Triton on a graphics card, a C++ compiler on a CPU.",
-                reason.rstrip("."),
-            )
+            compiled = self._make()
+        except RuntimeError as error:  # this Python or system is not supported at all
+            self._fail(error)
             return self._plain(*args)
+        try:
+            return compiled(*args)
+        except compile_errors() as error:
+            self._fail(error)
+            return self._plain(*args)
+
+    def _fail(self, error: Exception) -> None:
+        self._state.has_failed = True
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2]) or type(error).__name__  # the first line may be but "backend=... raised:"
+        logger.warning(
+            "The blocks run uncompiled: %s. Compiling needs Triton on a graphics card, a C++ compiler on a CPU.",
+            reason.rstrip("."),
+        )
 
     def _make(self) -> Callable[..., Any]:
         if self._compiled is None:

@@ -136,6 +136,22 @@ def test_where_compiling_fails_the_blocks_run_as_they_are_and_one_line_says_so(
     compiling.compiled_pieces.cache_clear()
 
 
+def test_a_system_without_any_compiler_falls_back_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(fn: Callable[..., Tensor], **options: object) -> Callable[..., Tensor]:
+        raise RuntimeError("Windows not yet supported for torch.compile")
+
+    compiling.compiled_pieces.cache_clear()
+    monkeypatch.setattr(torch, "compile", refuse)
+    model, inputs = tiny_transformer(), transformer_inputs()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, compiling=TRACED), model(**inputs))
+    (record,) = (record for record in caplog.records if record.name == "hyvideo")
+    assert "Windows not yet supported" in record.message
+    compiling.compiled_pieces.cache_clear()
+
+
 def test_running_out_of_memory_is_not_taken_for_a_failure_to_compile() -> None:
     assert not issubclass(torch.cuda.OutOfMemoryError, compiling.compile_errors())
     assert not issubclass(MemoryError, compiling.compile_errors())
