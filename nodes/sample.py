@@ -117,6 +117,7 @@ class Sampler(io.ComfyNode):
             model.offloader,
             model.loras,
             cache,
+            compiling=model.compiling,
         )
         run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
         caches = [run.start_cache(given.shape[2:]) for _ in given]

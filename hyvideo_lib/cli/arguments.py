@@ -193,6 +193,11 @@ def add_device(parser: Parser) -> None:
         help=f"{', '.join(ATTENTION)}; `hyvideo doctor` says which run here (default: auto, the fastest exact one)",
     )
     group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile what lies between the transformer's matrix products: a slow first step, faster ones after it",
+    )
+    group.add_argument(
         "--vae-dtype", default="auto", metavar="NAME", help="auto is float16 on CUDA and float32 elsewhere"
     )
     group.add_argument("--text-dtype", default="auto", metavar="NAME", help="auto is that of the text encoders' files")

@@ -390,6 +390,7 @@ class Renderer:
             "dtype": str(precision.transformer_dtype(device)).removeprefix("torch."),
             "storage_dtype": precision.storage,
             "fp8_matmul": precision.fp8_matmul,
+            "compile": asdict(precision.compiling) if precision.compiling else None,
             "vae_dtype": str(precision.vae_dtype(device)).removeprefix("torch."),
         }
 

@@ -18,7 +18,7 @@ from ..memory.estimate import choose_lean, transformer_bytes
 from ..memory.memo import KEPT
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
-from ..transformer import HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
+from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
 from ..transformer.ops import Linear
 
 
@@ -91,6 +91,7 @@ class SampleRun:
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
     computes all. lean: how far the blocks' working memory is cut down. attention: the backend that runs.
+    compiling: how the blocks' pieces are compiled; None leaves them as they are.
     """
 
     model: HunyuanVideoTransformer
@@ -107,6 +108,7 @@ class SampleRun:
     cache: CacheConfig | None = None
     lean: LeanConfig = field(default_factory=LeanConfig)
     attention: Attention = PLAIN
+    compiling: CompileConfig | None = None
 
     @property
     def config(self) -> TransformerConfig:
@@ -267,6 +269,7 @@ class SampleRun:
             host=self.host,
             source=self.source,
             attend_fn=self.attention.attend_fn,
+            compiling=self.compiling,
             cache=cache,
             lean=self.lean,
         )

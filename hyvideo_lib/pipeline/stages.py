@@ -118,7 +118,7 @@ class SampleStage:
         swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
     ) -> None:
         self._host = host
-        self._attention = precision.attention
+        self._attention, self._compiling = precision.attention, precision.compiling
         self.attention = ""
         """The backend that ran last, by its name."""
         with clock.stage("load_transformer"):
@@ -169,6 +169,7 @@ class SampleStage:
                 self._offloader,
                 self._read_loras(request.loras),
                 request.cache,
+                compiling=self._compiling,
             )
             step_cache = step_cache or run.start_cache(request.latent_shape)
             before = self._offloader.traffic
