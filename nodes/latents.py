@@ -11,7 +11,7 @@ from torch import Tensor
 from ..hyvideo_lib.buckets import BASES, closest_bucket
 from ..hyvideo_lib.errors import InvalidSetting, NonFiniteOutput
 from ..hyvideo_lib.geometry import check_frames, check_size, latent_shape
-from ..hyvideo_lib.vae import CausalVideoVAE, Tiles
+from ..hyvideo_lib.vae import Tiles
 from . import comfy_host
 from .decode import TILE_MODES, check_tiles, run_in_tiles, tile_inputs
 from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors
@@ -217,16 +217,15 @@ class EncodeVideo(io.ComfyNode):
         check_frames(count)
         check_size(width, height)
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
-        model: CausalVideoVAE = vae.vae
         pixels = (frames[..., :3] * 2 - 1).permute(3, 0, 1, 2)[None]  # [1, 3, F, H, W] in -1..1
 
         def encode(chosen: Tiles | None) -> Tensor:
             host.stage("encoding video", 0)
-            posterior = model.encode(pixels.to(host.device), chosen, host)
+            posterior = vae.vae.encode(pixels.to(host.device), chosen, host)
             generator = torch.Generator().manual_seed(seed)
             return posterior.sample(generator) if sampled else posterior.mean
 
-        choice = tiles, tile_size, tile_frames
+        choice = tiles, tile_size, tile_frames, False
         latents = run_in_tiles(vae, choice, (count, height, width), "encoding", host, encode)
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteOutput(

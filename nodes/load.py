@@ -9,7 +9,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..hyvideo_lib.attention import attention_names, register
-from ..hyvideo_lib.checkpoint import FileReport, inspect_file, load_text_encoder, load_transformer, load_vae
+from ..hyvideo_lib.checkpoint import FileReport, inspect_file, load_any_vae, load_text_encoder, load_transformer
 from ..hyvideo_lib.checkpoint.variants import KIND_NAMES, name_contradiction
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
@@ -17,9 +17,10 @@ from ..hyvideo_lib.memory import BlockSwap, Offloader
 from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file, offload_text_encoder, offload_transformer
 from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
 from ..hyvideo_lib.text.tokenizer import tokenizer_files_in
+from ..hyvideo_lib.transformer import CompileConfig
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
-from .sockets import HYV_BLOCK_SWAP, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
+from .sockets import HYV_BLOCK_SWAP, HYV_COMPILE, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ DEMO = "hyvideo-demo"
 """Stands in every loader's list for the embedded demo model's file."""
 
 TRANSFORMER_KINDS = ("diffusion_models",)
-VAE_KINDS = ("vae",)
+VAE_KINDS = ("vae", "vae_approx")
+"""The second is where ComfyUI has tiny VAEs for previews."""
 TEXT_KINDS = ("text_encoders", "clip", "LLM")
 """The last is where older packs kept the language model."""
 ALL_KINDS = tuple(dict.fromkeys((*TRANSFORMER_KINDS, *VAE_KINDS, *TEXT_KINDS, "loras")))
@@ -128,6 +130,11 @@ class LoadTransformer(io.ComfyNode):
                     tooltip="Keeps blocks in RAM while others compute, so that less of the card's memory is needed. "
                     "Without it ComfyUI's memory manager decides.",
                 ),
+                HYV_COMPILE.Input(
+                    "compile",
+                    optional=True,
+                    tooltip="From Compile: faster steps after a slow first one. Without it nothing is compiled.",
+                ),
             ],
             outputs=[HYV_MODEL.Output("model", display_name="model", tooltip="For the sampler.")],
         )
@@ -169,6 +176,7 @@ class LoadTransformer(io.ComfyNode):
         attention: str = "auto",
         fp8_matmul: bool = False,
         block_swap: BlockSwap | None = None,
+        compile: CompileConfig | None = None,
     ) -> io.NodeOutput:
         path = resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS)
         report = check_variant(path, variant)
@@ -186,7 +194,8 @@ class LoadTransformer(io.ComfyNode):
         )
         offloader = offload_transformer(model, block_swap)
         managed = comfy_host.manage(offloader, device)
-        return io.NodeOutput(TransformerHandle(path.name, report, model, offloader, managed, attention))
+        handle = TransformerHandle(path.name, report, model, offloader, managed, attention, compiling=compile)
+        return io.NodeOutput(handle)
 
 
 class LoadTextEncoders(io.ComfyNode):
@@ -315,7 +324,8 @@ class LoadVAE(io.ComfyNode):
                     "file",
                     options=list_choices(*VAE_KINDS),
                     default=DEMO,
-                    tooltip="A file in models/vae. hyvideo-demo belongs to the demo transformer.",
+                    tooltip="A file in models/vae, or in models/vae_approx: a tiny VAE (TAEHV) decodes previews and "
+                    "encodes nothing. hyvideo-demo belongs to the demo transformer.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -345,8 +355,10 @@ class LoadVAE(io.ComfyNode):
     def execute(cls, file: str, dtype: str = "auto") -> io.NodeOutput:
         path = resolve(file, assets.VAE, *VAE_KINDS)
         report = check_file("vae", path)
+        for note in report.notes:
+            logger.info("%s: %s", path.name, note)
         device = comfy_host.vae_device()
-        vae = load_vae(path, compute_dtype=Precision(vae=dtype).vae_dtype(device))
+        vae = load_any_vae(path, compute_dtype=Precision(vae=dtype).vae_dtype(device))
         return io.NodeOutput(VAEHandle(path.name, report, vae, comfy_host.manage(Offloader(vae), device)))
 
 

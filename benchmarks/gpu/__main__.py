@@ -10,10 +10,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import caps, decode, step, swapped, text
+from benchmarks.gpu import attention, caps, decode, step, swapped, text
 from benchmarks.rows import Options, Report
 
-TABLES = {"step": step.run, "swap": swapped.run, "caps": caps.run, "text": text.run, "decode": decode.run}
+TABLES = {
+    "attention": attention.run,
+    "step": step.run,
+    "swap": swapped.run,
+    "caps": caps.run,
+    "text": text.run,
+    "decode": decode.run,
+}
 """Name to a generator of rows. Each is meant to end within ten minutes on a card of the H100's speed."""
 
 

@@ -1,6 +1,6 @@
 """Files to models: what a file is, told from its header, and modules whose weights are the mapped file."""
 
-from .build import load_transformer, load_vae
+from .build import load_any_vae, load_transformer, load_vae
 from .build_text import load_text_encoder
 from .detect import FileReport, TensorGroup, inspect_file
 from .read import Header, TensorInfo, map_tensors, read_header
@@ -11,6 +11,7 @@ __all__ = [
     "TensorGroup",
     "TensorInfo",
     "inspect_file",
+    "load_any_vae",
     "load_text_encoder",
     "load_transformer",
     "load_vae",

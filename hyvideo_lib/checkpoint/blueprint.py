@@ -16,7 +16,7 @@ from torch import nn
 
 from ..text import ClipEncoderConfig, LlamaEncoderConfig
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
-from ..vae import CausalVideoVAE, VAEConfig
+from ..vae import CausalVideoVAE, TinyVAE, TinyVAEConfig, VAEConfig
 from .read import Header
 from .sizes import (
     clip_config_from_header,
@@ -56,6 +56,17 @@ def build_meta_vae(config: VAEConfig) -> CausalVideoVAE:
     """The VAE without storage."""
     with torch.device("meta"):
         return CausalVideoVAE(config)
+
+
+def build_meta_tiny_vae(config: TinyVAEConfig) -> TinyVAE:
+    """The tiny VAE without storage."""
+    with torch.device("meta"):
+        return TinyVAE(config)
+
+
+def vae_contents(config: VAEConfig | TinyVAEConfig) -> Contents:
+    vae = build_meta_tiny_vae(config) if isinstance(config, TinyVAEConfig) else build_meta_vae(config)
+    return Contents(module_shapes(vae))
 
 
 def module_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -120,7 +131,7 @@ BLUEPRINTS = {
         transformer_config_from_header,
         lambda config: Contents(module_shapes(build_meta_transformer(config))),
     ),
-    "vae": Blueprint(vae_config_from_header, lambda config: Contents(module_shapes(build_meta_vae(config)))),
+    "vae": Blueprint(vae_config_from_header, vae_contents),
     "llama": Blueprint(llama_config_from_header, llama_contents),
     "clip": Blueprint(clip_config_from_header, clip_contents),
 }

@@ -14,6 +14,7 @@ from typing import Any
 
 from .examine import SHOWN, Findings, examine
 from .folder import open_header
+from .known_others import TINY_VAE
 from .layout import Match
 from .pickles import PickleFacts, read_pickle
 from .read import Header
@@ -163,6 +164,11 @@ def _variant(findings: Findings, header: Header, choice: str | None) -> tuple[st
             )
     if findings.kind == "lora" and findings.config and findings.config.in_channels:
         notes.append(f"It changes the patch embedding, which takes {findings.config.in_channels} channels then.")
+    if findings.kind == "vae" and name == TINY_VAE:
+        notes.append(
+            "It is a tiny VAE (TAEHV): it decodes previews in little time and memory, less true than HunyuanVideo's "
+            "VAE, and encodes nothing. Wan's (taew2_1) looks the same to the last tensor and shows wrong colours."
+        )
     outside = len(header.tensors) - len(findings.file_header.tensors)
     if outside:
         notes.append(f"Tensors of something else, ignored: {outside}.")

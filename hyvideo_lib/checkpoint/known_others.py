@@ -28,6 +28,7 @@ CLIP_PREFIXES = (
 )
 T5_PREFIXES = ("", "text_encoder.", "t5xxl.", "t5xxl.transformer.", "text_encoders.t5xxl.transformer.", "model.")
 
+TINY_VAE = "taehv"
 _USE_VAE = "Use HunyuanVideo's own VAE (hunyuan_video_vae)."
 _USE_TEXT = "HunyuanVideo uses a Llama-3 (LLaVA) and a CLIP-L text encoder."
 _CLIP_IGNORED = (
@@ -87,14 +88,14 @@ VAE_ROWS = (
         _CAUSAL_IN,
         shapes=((_CAUSAL_IN, (None, 32, None, None, None)),),
     ),
-    _vae(
-        "taehv",
-        "a tiny VAE for previews (TAEHV), which is not supported yet",
+    Layout(
+        "vae",
         "native",
-        "decoder.1.weight",
-        "decoder.3.conv.0.",
-        "decoder.22.",
+        ("decoder.1.weight", "decoder.3.conv.0.", "decoder.22."),
+        VAE_PREFIXES,
+        TINY_VAE,
         shapes=(("decoder.1.weight", (None, 16, None, None)),),
+        ignored=("encoder.",),
     ),
     _vae("tae", "a tiny VAE of another model", "native", "decoder.1.weight", "decoder.3.conv.0."),
     _vae("wan", "a Wan VAE", "native", "decoder.middle.0.residual.0.gamma"),

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import FileUnreadable, UnsupportedFile
 from ..text import ClipEncoderConfig, LlamaEncoderConfig
 from ..transformer import TransformerConfig
-from ..vae import VAEConfig
+from ..vae import TinyVAEConfig, VAEConfig
 from .read import Header
 
 METADATA_KEY = "hyvideo.config"
@@ -56,8 +56,13 @@ def transformer_config_from_header(header: Header) -> TransformerConfig:
     )
 
 
-def vae_config_from_header(header: Header) -> VAEConfig:
-    """Sizes of a VAE with Tencent's (diffusers') names. Metadata may give norm_groups and scaling. Raises as above."""
+def vae_config_from_header(header: Header) -> VAEConfig | TinyVAEConfig:
+    """Sizes of a VAE with Tencent's (diffusers') names, or of a tiny one with its own.
+
+    Metadata may give norm_groups and scaling. Raises as above.
+    """
+    if "decoder.1.weight" in header.tensors:
+        return _tiny_vae_config(header)
     given = _metadata_config(header, norm_groups=_is_size, scaling=_is_positive)
     first, second, third, last = (
         _dims(header, f"encoder.down_blocks.{level}.resnets.0.conv1.conv.weight", 5)[0] for level in range(VAE_LEVELS)
@@ -68,6 +73,13 @@ def vae_config_from_header(header: Header) -> VAEConfig:
         latent_channels=_dims(header, "post_quant_conv.weight", 5)[0],
         **given,
     )
+
+
+def _tiny_vae_config(header: Header) -> TinyVAEConfig:
+    first, latent_channels, *_ = _dims(header, "decoder.1.weight", 4)
+    second, third, last = (_dims(header, f"decoder.{place}.weight", 4)[0] for place in (8, 14, 20))
+    given = _metadata_config(header, scaling=_is_positive)
+    return TinyVAEConfig((first, second, third, last), latent_channels, **given)
 
 
 def llama_config_from_header(header: Header) -> LlamaEncoderConfig:

@@ -193,6 +193,11 @@ def add_device(parser: Parser) -> None:
         help=f"{', '.join(ATTENTION)}; `hyvideo doctor` says which run here (default: auto, the fastest exact one)",
     )
     group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile what lies between the transformer's matrix products: a slow first step, faster ones after it",
+    )
+    group.add_argument(
         "--vae-dtype", default="auto", metavar="NAME", help="auto is float16 on CUDA and float32 elsewhere"
     )
     group.add_argument("--text-dtype", default="auto", metavar="NAME", help="auto is that of the text encoders' files")
@@ -237,6 +242,11 @@ def add_tiles(parser: Parser) -> None:
         type=_real("tile overlap", InvalidSetting),
         metavar="X",
         help="fraction of a tile shared with the next (default: 0.25)",
+    )
+    group.add_argument(
+        "--shared-norms",
+        action="store_true",
+        help="decode a small copy of the video first, and norm all tiles by it: closer to no tiles, for one tile more",
     )
 
 

@@ -12,17 +12,19 @@ from .latents import check_latents, load_latents, save_latents, save_native_late
 from .loras import LoraChoice, check_loras, load_loras
 from .notices import Notice
 from .precision import COMPUTE_DTYPES, DTYPES, Precision
+from .report import RunReport, StageReport, describe_tiles, measured
 from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
 from .sampler import SampleRun, offload_transformer
 from .stages import PixelStage, SampleStage, Texts, TextStage
 from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
-from .tiles import FIT, TilesChoice, VAEWork, tiles_settings
+from .tiles import FIT, FIT_SHARED, TilesChoice, VAEWork, tiles_settings
 
 __all__ = [
     "COMPUTE_DTYPES",
     "DTYPES",
     "FIT",
+    "FIT_SHARED",
     "NEGATIVE_PROMPT",
     "STAGES",
     "TEXT_WORKING_BYTES",
@@ -34,8 +36,10 @@ __all__ = [
     "PixelStage",
     "Precision",
     "Result",
+    "RunReport",
     "SampleRun",
     "SampleStage",
+    "StageReport",
     "TextStage",
     "Texts",
     "TilesChoice",
@@ -47,10 +51,12 @@ __all__ = [
     "check_latents",
     "check_loras",
     "check_prompt",
+    "describe_tiles",
     "generate",
     "load_embeds",
     "load_latents",
     "load_loras",
+    "measured",
     "offload_text_encoder",
     "offload_transformer",
     "save_embeds",

@@ -9,36 +9,29 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from ..errors import InvalidTiles, OutOfMemory
+from ..geometry import TEMPORAL_COMPRESSION
 from ..memory.estimate import vae_bytes
 from ..memory.fit import fit_tiles, smaller_tiles
 from ..memory.ram import free_ram_bytes
 from ..memory.vram import free_device_bytes
-from ..vae import Tiles
+from ..vae import CausalVideoVAE, Tiles, TinyVAE
 from .clock import is_out_of_memory
 
-FIT = "fit"
+FIT, FIT_SHARED = "fit", "fit, shared norms"
 TilesChoice = Tiles | str | None
-"""Tiles, FIT for the largest that fit, or None for no cuts."""
+"""Tiles, FIT for the largest that fit (FIT_SHARED: with shared norms), or None for no cuts."""
 Result = TypeVar("Result")
 
 
-class Config(Protocol):
-    """What is asked of a VAE's config."""
-
-    @property
-    def block_channels(self) -> Sequence[int]: ...
-
-
 def check_choice(choice: TilesChoice) -> None:
-    """Raises InvalidTiles for a word other than FIT."""
-    if isinstance(choice, str) and choice != FIT:
-        raise InvalidTiles(f"tiles is {choice!r}, but as a word it must be {FIT!r}.")
+    """Raises InvalidTiles for a word other than FIT and FIT_SHARED."""
+    if isinstance(choice, str) and choice not in (FIT, FIT_SHARED):
+        raise InvalidTiles(f"tiles is {choice!r}, but as a word it must be {FIT!r} or {FIT_SHARED!r}.")
 
 
 def tiles_settings(choice: TilesChoice) -> Any:
@@ -58,7 +51,10 @@ def free_bytes(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class VAEWork:
-    """One pass of a VAE over a video of so many frames and pixels. item_size, weight_bytes: of the VAE."""
+    """One pass of a VAE over a video of so many frames and pixels. item_size, weight_bytes: of the VAE.
+
+    frames_at_once: of a VAE that goes through the video by itself, and is not cut into tiles.
+    """
 
     block_channels: Sequence[int]
     item_size: int
@@ -66,40 +62,52 @@ class VAEWork:
     frames: int
     height: int
     width: int
+    frames_at_once: int | None = None
 
     @classmethod
-    def of(cls, vae: nn.Module, config: Config, frames: int, height: int, width: int) -> VAEWork:
+    def of(cls, vae: CausalVideoVAE | TinyVAE, frames: int, height: int, width: int) -> VAEWork:
         parameters = list(vae.parameters())
-        weights = sum(parameter.nbytes for parameter in parameters)
-        return cls(config.block_channels, parameters[0].element_size(), weights, frames, height, width)
+        weights, at_once = sum(parameter.nbytes for parameter in parameters), None
+        if isinstance(vae, TinyVAE):
+            at_once = TEMPORAL_COMPRESSION * vae.config.frames_at_once(height, width)
+        item_size = parameters[0].element_size()
+        return cls(vae.config.block_channels, item_size, weights, frames, height, width, at_once)
 
     def num_bytes(self, tiles: Tiles | None) -> int:
         """Working memory of one tile, estimated on the safe side."""
         size, length = (tiles.size, tiles.frames) if tiles else (max(self.height, self.width), self.frames)
+        length = self.frames_at_once or length
         piece = min(self.frames, length), min(self.height, size), min(self.width, size)
         return vae_bytes(self.block_channels, *piece, self.item_size)
 
     def choose(self, choice: TilesChoice, free: int | None) -> Tiles | None:
         """The tiles that a choice means with so many free bytes; the reference's where nobody knows how many."""
         check_choice(choice)
+        if self.frames_at_once:
+            return None
         if not isinstance(choice, str):
             return choice
+        is_shared = choice == FIT_SHARED
         if free is None:
-            return Tiles()
+            return Tiles(shared_norms=is_shared)
         found = fit_tiles(self.block_channels, self.frames, self.height, self.width, self.item_size, free)
-        return Tiles(*found) if found else None
+        return Tiles(*found, shared_norms=is_shared) if found else None
 
     def smaller(self, tiles: Tiles | None, free: int | None = None) -> Tiles | None:
         """The next smaller tiles, whose work takes at most half, and fits if anything does; None after the smallest."""
+        if self.frames_at_once:
+            return None
         limit = self.num_bytes(tiles) // 2
         video = self.frames, self.height, self.width
         found = smaller_tiles(self.block_channels, *video, self.item_size, limit, free)
         if found is None:
             return None
-        try:
-            return Tiles(*found, tiles.overlap if tiles else Tiles.overlap)
-        except InvalidTiles:  # that overlap does not go with this size
+        if tiles is None:
             return Tiles(*found)
+        try:
+            return Tiles(*found, tiles.overlap, tiles.shared_norms)
+        except InvalidTiles:  # that overlap does not go with this size
+            return Tiles(*found, shared_norms=tiles.shared_norms)
 
     def run(
         self,

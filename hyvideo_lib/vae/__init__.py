@@ -4,5 +4,6 @@ from .config import VAEConfig
 from .model import CausalVideoVAE
 from .posterior import DiagonalGaussian
 from .tiling import Tiles
+from .tiny import TinyVAE, TinyVAEConfig
 
-__all__ = ["CausalVideoVAE", "DiagonalGaussian", "Tiles", "VAEConfig"]
+__all__ = ["CausalVideoVAE", "DiagonalGaussian", "Tiles", "TinyVAE", "TinyVAEConfig", "VAEConfig"]

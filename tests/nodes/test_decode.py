@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graph import run, validate
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,19 @@ def test_custom_tiles_are_the_librarys(decode, latents, vae, pack):
     assert not torch.equal(frames, decode(latents, tiles="none"))
 
 
+def test_tiles_can_share_their_norms(decode, latents, vae, pack):
+    frames = decode(latents, tiles="custom", tile_size=32, tile_frames=16, shared_norms=True)
+    tiles = pack.hyvideo_lib.vae.Tiles(32, 16, shared_norms=True)
+    assert torch.equal(frames, expected(vae, latents["samples"], tiles))
+    assert not torch.equal(frames, decode(latents, tiles="custom", tile_size=32, tile_frames=16))
+    assert torch.equal(decode(latents, tiles="none", shared_norms=True), decode(latents, tiles="none"))
+
+
 def test_fitting_tiles_shrink_with_the_memory(pack, vae):
-    work = pack.hyvideo_lib.pipeline.VAEWork.of(vae.vae, vae.vae.config, 129, 720, 1280)
+    work = pack.hyvideo_lib.pipeline.VAEWork.of(vae.vae, 129, 720, 1280)
 
     def chosen(free: int):
-        return pack.nodes.decode.choose_tiles(work, "fit", 256, 64, lambda: free)
+        return pack.nodes.decode.choose_tiles(work, "fit", 256, 64, False, lambda: free)
 
     whole = work.num_bytes(None)
     assert chosen(whole) is None
@@ -122,7 +130,8 @@ def test_every_tile_moves_the_bar_and_the_text(decode, latents, bars, texts):
     assert bars.shown == [(i, 9) for i in range(1, 10)]
     assert bars.nodes == {"7"}
     assert texts()[0] == "decoding"
-    assert texts()[-1].startswith("decoding 9/9, ")
+    assert texts()[-2].startswith("decoding 9/9, ")
+    assert texts()[-1].endswith(", tiles 32 x 32 x 16, overlap 0.25")  # the report
 
 
 def test_the_time_left_is_that_of_one_video(decode, bars, texts):
@@ -219,3 +228,37 @@ def test_the_vae_leaves_the_device_when_comfyui_asks(decode, latents, vae, mm):
     mm.unload_all_models()
     assert vae.managed.loaded_size() == 0
     assert torch.equal(decode(latents), before)
+
+
+# A tiny VAE
+
+
+@pytest.fixture
+def tiny(pack, folder):
+    """A TAEHV file of few channels in ComfyUI's folder for previews' decoders, loaded."""
+    vae = pack.hyvideo_lib.vae
+    torch.manual_seed(0)
+    save_file(vae.TinyVAE(vae.TinyVAEConfig((8, 6, 4, 4))).state_dict(), folder("models/vae_approx") / "t.safetensors")
+    return run(pack.nodes.load.LoadVAE, file="t.safetensors")[0]
+
+
+def test_a_tiny_vae_decodes_previews(pack, tiny, latents):
+    assert repr(tiny) == "HYV_VAE(tiny, for previews, 16 channels, float32)"
+    for mode in ("reference", "fit", "none"):
+        (frames,) = run(pack.nodes.decode.Decode, vae=tiny, latents=latents, tiles=mode)
+        assert torch.equal(frames, expected(tiny, latents["samples"]))
+    assert frames.std() > 0
+
+
+def test_a_tiny_vae_encodes_nothing(pack, tiny):
+    with pytest.raises(pack.hyvideo_lib.errors.InvalidSetting, match=r"only decodes previews.*\[invalid_setting\]$"):
+        run(pack.nodes.latents.EncodeVideo, vae=tiny, frames=torch.zeros(1, 32, 32, 3))
+
+
+def test_a_tiny_vae_without_memory_is_told_at_once(pack, tiny, latents, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(tiny.vae, "_advance", fail)
+    with pytest.raises(pack.hyvideo_lib.errors.OutOfMemory, match="in one piece; no smaller tiles are left"):
+        run(pack.nodes.decode.Decode, vae=tiny, latents=latents)

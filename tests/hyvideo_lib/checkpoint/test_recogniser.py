@@ -299,9 +299,6 @@ FLUX = some(
 WAN = some((4, 4), "blocks.0.self_attn.q.weight", "blocks.0.cross_attn.q.weight", "head.modulation")
 LTX = some((4, 4), "patchify_proj.weight", "transformer_blocks.0.attn1.to_q.weight", "adaln_single.linear.weight")
 HYDIT = some((4, 4), "mlp_t5.0.weight", "blocks.0.attn1.Wqkv.weight", "text_embedding_padding")
-TAEHV = some((256, 16, 3, 3), "decoder.1.weight") | some(
-    (4, 4), "decoder.3.conv.0.weight", "decoder.22.weight", "encoder.0.weight"
-)
 T5 = some((4, 4), "encoder.block.0.layer.0.SelfAttention.q.weight")
 QWEN = some((4, 4), "embed_tokens.weight", "layers.0.mlp.gate_proj.weight")
 # name -> tensors, kind, layout, variant, words of the verdict
@@ -352,7 +349,6 @@ STRANGERS: dict[str, tuple[Entries, str, str, str, str]] = {
         "hunyuanvideo-1.5",
         "HunyuanVideo 1.5",
     ),
-    "taehv": (TAEHV, "vae", "native", "taehv", "TAEHV"),
     "wan vae": (some((4,), "decoder.middle.0.residual.0.gamma"), "vae", "native", "wan", "a Wan VAE"),
     "image vae": (
         some((128, 4, 3, 3), "decoder.conv_in.weight", "encoder.conv_in.weight"),
@@ -414,7 +410,7 @@ STRANGERS: dict[str, tuple[Entries, str, str, str, str]] = {
 STRANGE_PREFIXES = {
     **dict.fromkeys(("flux", "wan", "ltx"), ("model.diffusion_model.", "diffusion_model.", "model.")),
     **dict.fromkeys(("hunyuandit 1.0", "hunyuandit 1.2"), ("module.", "model.")),
-    **dict.fromkeys(("1.5 vae", "wan vae", "image vae", "taehv"), ("vae.", "first_stage_model.")),
+    **dict.fromkeys(("1.5 vae", "wan vae", "image vae"), ("vae.", "first_stage_model.")),
     "qwen2": ("model.", "model.language_model."),
     "t5": ("text_encoder.",),
 }

@@ -11,7 +11,8 @@ from hyvideo_lib.attention import BACKENDS, Backend
 from hyvideo_lib.cli import main
 from hyvideo_lib.memory import fit
 from hyvideo_lib.pipeline import load_latents
-from hyvideo_lib.vae import CausalVideoVAE
+from hyvideo_lib.transformer.compiling import compiled_pieces
+from hyvideo_lib.vae import CausalVideoVAE, TinyVAE, TinyVAEConfig
 from hyvideo_lib.video import read_frames, read_settings
 
 PROMPT = "a red circle moving left"
@@ -38,6 +39,11 @@ def test_a_prompt_becomes_a_file_that_tells_how_it_was_made(generate):
         "seconds"
     ].keys()
     assert video["seconds"].keys() == settings["seconds"].keys() | {"write"}
+    stages = video["report"]["stages"]
+    assert {name: stage["seconds"] for name, stage in stages.items()} == video["seconds"]
+    assert {**settings["report"]["stages"], "write": stages["write"]} == stages
+    assert (stages["sample"]["attention"], stages["sample"]["swapped_blocks"]) == ("sdpa", 0)
+    assert stages["decode"]["tiles"] == "256 x 256 x 64, overlap 0.25"
     assert read_frames(Path(video["file"]), 32, 32, 5, 24).shape == (5, 32, 32, 3)
     assert [path.name for path in Path("new/folder").iterdir()] == ["a.mp4"]
 
@@ -110,6 +116,7 @@ def test_without_a_seed_one_is_drawn_and_told(generate, tiny_files, hyvideo):
         (["--template-text", "no place"], "invalid_template", "exactly one"),
         (["--tiles", "huge"], "invalid_tiles", "'huge'"),
         (["--tiles", 100], "invalid_tiles", "100"),
+        (["--tiles", "none", "--shared-norms"], "invalid_tiles", "--shared-norms"),
         (["--tiles", "none", "--tile-frames", 16], "invalid_tiles", "--tiles is none"),
         (["--device", "toaster"], "invalid_setting", "cpu"),
         (["--dtype", "int8"], "invalid_setting", "bfloat16"),
@@ -280,7 +287,7 @@ def test_a_broken_vae_keeps_the_latents_and_they_can_be_decoded_later(generate, 
     assert kept.exists()
     assert torch.equal(*(read_frames(Path(name), 32, 32, 5, 24) for name in ("a.mp4", "b.mp4")))
     timeless = [
-        {k: v for k, v in a.report["videos"][0]["settings"].items() if k not in ("seconds", "files")}
+        {k: v for k, v in a.report["videos"][0]["settings"].items() if k not in ("seconds", "files", "report")}
         for a in (whole, later)
     ]
     assert timeless[0] == timeless[1]
@@ -334,7 +341,12 @@ def test_tile_options_reach_the_vae(generate):
         assert generate(PROMPT, "--width", 64, *words, "--out", f"{name}.mp4").code == 0
     whole, small = (read_frames(Path(f"{name}.mp4"), 64, 32, 5, 24) for name in ("whole", "small"))
     assert not torch.equal(whole, small)
-    assert read_settings(Path("small.mp4"))["tiles"] == {"size": 32, "frames": 64, "overlap": 0.25}
+    assert read_settings(Path("small.mp4"))["tiles"] == {
+        "size": 32,
+        "frames": 64,
+        "overlap": 0.25,
+        "shared_norms": False,
+    }
     assert read_settings(Path("whole.mp4"))["tiles"] is None
 
 
@@ -357,15 +369,28 @@ def test_smaller_tiles_follow_when_memory_runs_out_and_the_file_says_which(gener
 
     size = ["--width", 64, "--height", 32, "--frames", 25]
     monkeypatch.setattr(CausalVideoVAE, "pixels", fail)
-    answer = generate(PROMPT, *size, "--tiles", 64, "--tile-frames", 16, "--out", "a.mp4")
+    answer = generate(PROMPT, *size, "--tiles", 64, "--tile-frames", 16, "--shared-norms", "--out", "a.mp4")
     assert answer.code == 0
     (video,) = answer.report["videos"]
     assert [warning["code"] for warning in video["warnings"]] == ["smaller_tiles"]
     assert answer.report["warnings"] == video["warnings"]
     tiles = read_settings(Path("a.mp4"))["tiles"]
-    assert tiles == video["settings"]["tiles"] == {"size": 32, "frames": 16, "overlap": 0.25}
-    generate(PROMPT, *size, "--tiles", 32, "--tile-frames", 16, "--out", "b.mp4")
+    assert tiles == video["settings"]["tiles"] == {"size": 32, "frames": 16, "overlap": 0.25, "shared_norms": True}
+    generate(PROMPT, *size, "--tiles", 32, "--tile-frames", 16, "--shared-norms", "--out", "b.mp4")
     assert torch.equal(*(read_frames(Path(name), 64, 32, 25, 24) for name in ("a.mp4", "b.mp4")))
+
+
+def test_a_tiny_vae_decodes_previews_and_the_file_says_so(generate):
+    torch.manual_seed(0)
+    save_file(TinyVAE(TinyVAEConfig((8, 6, 4, 4))).state_dict(), "taehv.safetensors")
+    answer = generate(PROMPT, "--vae", "taehv.safetensors", "--out", "a.mp4")
+    assert answer.code == 0
+    assert read_frames(Path("a.mp4"), 32, 32, 9, 24).shape == (5, 32, 32, 3)
+    settings = read_settings(Path("a.mp4"))
+    assert (settings["preview"], settings["tiles"], settings["files"]["vae"]) == (True, None, "taehv.safetensors")
+    refused = generate(PROMPT, "--vae", "taehv.safetensors", "--input-video", "a.mp4", "--out", "b.mp4")
+    assert (refused.code, refused.error) == (2, "invalid_setting")
+    assert "only decodes previews" in refused.message
 
 
 def test_fp8_storage_and_bf16_compute_can_be_asked_for(generate):
@@ -406,3 +431,16 @@ def test_the_attention_that_ran_is_told_and_one_that_cannot_run_is_refused_befor
     assert (refused.code, refused.error) == (2, "missing_package")
     assert "loading" not in refused.stderr
     assert generate(PROMPT, "--out", "b.mp4", "--attention", "magic").error == "invalid_setting"
+
+
+def test_compiling_is_an_option_and_stands_in_the_settings(generate, monkeypatch):
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend="eager", **options))
+    compiled_pieces.cache_clear()
+    plain = generate(PROMPT, "--seed", 1, "--out", "a.mp4").report["videos"][0]["settings"]
+    made = generate(PROMPT, "--seed", 1, "--compile", "--out", "b.mp4").report["videos"][0]["settings"]
+    compiled_pieces.cache_clear()
+    assert plain["compile"] is None
+    assert made["compile"] == {"backend": "inductor", "mode": "default", "dynamic": True}
+    frames = [read_frames(Path(f"{name}.mp4"), 64, 32, 5, 24).float() for name in "ab"]
+    assert (frames[0] - frames[1]).abs().max() <= 16
