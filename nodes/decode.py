@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..hyvideo_lib.errors import HyvError, InvalidSetting, NonFiniteOutput, OutOfMemory
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION, pixel_frames
-from ..hyvideo_lib.pipeline import FIT, VAEWork, describe_tiles, measured, save_native_latents
+from ..hyvideo_lib.pipeline import FIT, FIT_SHARED, VAEWork, describe_tiles, measured, save_native_latents
 from ..hyvideo_lib.vae import Tiles
 from ..hyvideo_lib.video import FlatWatch
 from . import comfy_host
@@ -70,7 +71,7 @@ def check_tiles(mode: str, size: int, frames: int) -> None:
 
 def run_in_tiles(
     handle: VAEHandle,
-    choice: tuple[str, int, int],
+    choice: tuple[str, int, int, bool],
     video: MemorySize,
     doing: str,
     host: comfy_host.ComfyHost,
@@ -78,7 +79,7 @@ def run_in_tiles(
 ) -> Tensor:
     """work_fn(tiles) with the VAE on its device; in smaller tiles when memory runs out.
 
-    choice: the three widgets. video: what is decoded or encoded. Raises OutOfMemory.
+    choice: the widgets. video: what is decoded or encoded. Raises OutOfMemory.
     """
     device = handle.managed.load_device
     work = VAEWork.of(handle.vae, *video)
@@ -99,13 +100,16 @@ def run_in_tiles(
     return work.run(attempt, chosen, doing, ADVICE, tell, comfy_host.recover, free)
 
 
-def choose_tiles(work: VAEWork, mode: str, size: int, frames: int, free: Callable[[], int]) -> Tiles | None:
+def choose_tiles(
+    work: VAEWork, mode: str, size: int, frames: int, shared_norms: bool, free: Callable[[], int]
+) -> Tiles | None:
     """The tiles of a mode; None is uncut. free: asked for bytes where it matters."""
     if mode == "fit":
-        return work.choose(FIT, free())
-    if mode == "custom":
-        return work.choose(Tiles(size, frames), None)
-    return work.choose(Tiles() if mode == "reference" else None, None)
+        return work.choose(FIT_SHARED if shared_norms else FIT, free())
+    if mode == "none":
+        return None
+    tiles = Tiles(size, frames) if mode == "custom" else Tiles()
+    return work.choose(replace(tiles, shared_norms=shared_norms), None)
 
 
 @contextmanager
@@ -147,6 +151,13 @@ class Decode(io.ComfyNode):
                 HYV_VAE.Input("vae", tooltip="From Load VAE."),
                 io.Latent.Input("latents", tooltip="From the sampler, or any HunyuanVideo latents of other nodes."),
                 *tile_inputs(),
+                io.Boolean.Input(
+                    "shared_norms",
+                    default=False,
+                    optional=True,
+                    tooltip="Decodes a small copy of the video first and norms all tiles by it: closer to no tiles, in "
+                    "the time of one tile more. Off, each tile is normed by itself, as in Tencent's code.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -170,6 +181,7 @@ class Decode(io.ComfyNode):
         tiles: str = TILE_MODES[0],
         tile_size: int = 256,
         tile_frames: int = 64,
+        shared_norms: bool = False,
     ) -> io.NodeOutput:
         samples = check_samples(latents, vae.vae.config.latent_channels)
         frames, height, width = pixel_frames(samples.shape[2]), *(n * SPATIAL_COMPRESSION for n in samples.shape[3:])
@@ -183,7 +195,7 @@ class Decode(io.ComfyNode):
                     decode_into(out, vae, row, chosen, host)
                 return images
 
-            choice = tiles, tile_size, tile_frames
+            choice = tiles, tile_size, tile_frames, shared_norms
             run_in_tiles(vae, choice, (frames, height, width), "decoding", host, decode)
         assert log.report is not None
         host.say(log.report.describe())

@@ -225,7 +225,7 @@ class EncodeVideo(io.ComfyNode):
             generator = torch.Generator().manual_seed(seed)
             return posterior.sample(generator) if sampled else posterior.mean
 
-        choice = tiles, tile_size, tile_frames
+        choice = tiles, tile_size, tile_frames, False
         latents = run_in_tiles(vae, choice, (count, height, width), "encoding", host, encode)
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteOutput(

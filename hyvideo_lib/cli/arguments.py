@@ -243,6 +243,11 @@ def add_tiles(parser: Parser) -> None:
         metavar="X",
         help="fraction of a tile shared with the next (default: 0.25)",
     )
+    group.add_argument(
+        "--shared-norms",
+        action="store_true",
+        help="decode a small copy of the video first, and norm all tiles by it: closer to no tiles, for one tile more",
+    )
 
 
 def _whole(name: str, error: type[HyvError]) -> Callable[[str], int]:

@@ -54,20 +54,23 @@ def sampling_options(options: Namespace, negative: str | None = None) -> dict[st
 
 
 def tiles_options(options: Namespace) -> TilesChoice:
-    """What --tiles, --tile-frames and --tile-overlap mean. Raises InvalidTiles, InvalidSetting."""
+    """What --tiles, --tile-frames, --tile-overlap and --shared-norms mean. Raises InvalidTiles, InvalidSetting."""
+    from ..pipeline import FIT_SHARED
     from ..vae import Tiles
 
     given = {"frames": options.tile_frames, "overlap": options.tile_overlap}
     changed = {name: value for name, value in given.items() if value is not None}
+    if options.tiles == "none" and options.shared_norms:
+        raise InvalidTiles("--shared-norms is for tiles, but --tiles is none. Leave one of the two out.")
     if options.tiles in WORDS:
         if changed:
             raise InvalidTiles(
                 f"--tile-frames and --tile-overlap need tiles, but --tiles is {options.tiles}. Leave that out."
             )
-        return WORDS[options.tiles]
+        return FIT_SHARED if options.shared_norms else WORDS[options.tiles]
     if options.tiles != "reference":
         changed["size"] = number(int, "tiles", InvalidTiles)(options.tiles)
-    return Tiles(**changed)
+    return Tiles(**changed, shared_norms=options.shared_norms)
 
 
 def lora_options(options: Namespace, named: Mapping[str, Path] = MappingProxyType({})) -> tuple[LoraChoice, ...]:

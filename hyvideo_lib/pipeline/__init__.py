@@ -18,12 +18,13 @@ from .run import Result, generate
 from .sampler import SampleRun, offload_transformer
 from .stages import PixelStage, SampleStage, Texts, TextStage
 from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
-from .tiles import FIT, TilesChoice, VAEWork, tiles_settings
+from .tiles import FIT, FIT_SHARED, TilesChoice, VAEWork, tiles_settings
 
 __all__ = [
     "COMPUTE_DTYPES",
     "DTYPES",
     "FIT",
+    "FIT_SHARED",
     "NEGATIVE_PROMPT",
     "STAGES",
     "TEXT_WORKING_BYTES",

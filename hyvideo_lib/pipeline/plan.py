@@ -95,7 +95,7 @@ def plan_run(
     sample = plan_stage(
         "sample",
         weights,
-        list(_sample_ways(request, model, offloader)),
+        _sample_ways(request, model, offloader),
         machine.gpu_free,
         machine.ram_free,
         swap,

@@ -135,7 +135,10 @@ def joined(parts: Iterable[Mapping[str, StageReport]]) -> dict[str, StageReport]
 
 def describe_tiles(tiles: Tiles | None) -> str:
     """ "256 x 256 x 64, overlap 0.25", or "none"."""
-    return f"{tiles.size} x {tiles.size} x {tiles.frames}, overlap {tiles.overlap:g}" if tiles else "none"
+    if tiles is None:
+        return "none"
+    shared = ", norms shared" if tiles.shared_norms else ""
+    return f"{tiles.size} x {tiles.size} x {tiles.frames}, overlap {tiles.overlap:g}{shared}"
 
 
 def _gib(num_bytes: int) -> str:

@@ -22,16 +22,16 @@ from ..memory.vram import free_device_bytes
 from ..vae import CausalVideoVAE, Tiles, TinyVAE
 from .clock import is_out_of_memory
 
-FIT = "fit"
+FIT, FIT_SHARED = "fit", "fit, shared norms"
 TilesChoice = Tiles | str | None
-"""Tiles, FIT for the largest that fit, or None for no cuts."""
+"""Tiles, FIT for the largest that fit (FIT_SHARED: with shared norms), or None for no cuts."""
 Result = TypeVar("Result")
 
 
 def check_choice(choice: TilesChoice) -> None:
-    """Raises InvalidTiles for a word other than FIT."""
-    if isinstance(choice, str) and choice != FIT:
-        raise InvalidTiles(f"tiles is {choice!r}, but as a word it must be {FIT!r}.")
+    """Raises InvalidTiles for a word other than FIT and FIT_SHARED."""
+    if isinstance(choice, str) and choice not in (FIT, FIT_SHARED):
+        raise InvalidTiles(f"tiles is {choice!r}, but as a word it must be {FIT!r} or {FIT_SHARED!r}.")
 
 
 def tiles_settings(choice: TilesChoice) -> Any:
@@ -87,10 +87,11 @@ class VAEWork:
             return None
         if not isinstance(choice, str):
             return choice
+        is_shared = choice == FIT_SHARED
         if free is None:
-            return Tiles()
+            return Tiles(shared_norms=is_shared)
         found = fit_tiles(self.block_channels, self.frames, self.height, self.width, self.item_size, free)
-        return Tiles(*found) if found else None
+        return Tiles(*found, shared_norms=is_shared) if found else None
 
     def smaller(self, tiles: Tiles | None, free: int | None = None) -> Tiles | None:
         """The next smaller tiles, whose work takes at most half, and fits if anything does; None after the smallest."""
@@ -101,10 +102,12 @@ class VAEWork:
         found = smaller_tiles(self.block_channels, *video, self.item_size, limit, free)
         if found is None:
             return None
-        try:
-            return Tiles(*found, tiles.overlap if tiles else Tiles.overlap)
-        except InvalidTiles:  # that overlap does not go with this size
+        if tiles is None:
             return Tiles(*found)
+        try:
+            return Tiles(*found, tiles.overlap, tiles.shared_norms)
+        except InvalidTiles:  # that overlap does not go with this size
+            return Tiles(*found, shared_norms=tiles.shared_norms)
 
     def run(
         self,

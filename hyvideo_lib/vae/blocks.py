@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from . import lean
 from .causal import CausalConv3d
+from .norms import TileNorm
 
 NORM_EPS = 1e-6
 
 
-def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+def norm_silu(norm: TileNorm, x: Tensor) -> Tensor:
     """silu(norm(x)). Without gradients the activation overwrites the norm's own output: one tensor less."""
     if lean.suits(x):
         return lean.normed_silu(norm, x)
@@ -31,9 +32,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=NORM_EPS)
+        self.norm1 = TileNorm(groups, in_channels, NORM_EPS)
         self.conv1 = CausalConv3d(in_channels, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
+        self.norm2 = TileNorm(groups, out_channels, NORM_EPS)
         self.conv2 = CausalConv3d(out_channels, out_channels)
         if in_channels != out_channels:
             self.conv_shortcut = CausalConv3d(in_channels, out_channels, kernel_size=1)
@@ -54,7 +55,7 @@ class FrameCausalAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.group_norm = TileNorm(groups, channels, NORM_EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)

@@ -21,6 +21,10 @@ from .sweep import Edges, Prepare, causal_conv, copy_frames, empty_video, frames
 if TYPE_CHECKING:
     from .blocks import ResnetBlock, Upsample
     from .causal import CausalConv3d
+    from .norms import TileNorm
+
+Statistics = tuple[Tensor, Tensor]
+"""Mean and 1 / sqrt(variance + eps) of each group of channels, [groups], float64."""
 
 MIN_PIXELS = 1024
 """Pixels (of all frames) below which there is little to save: the plain blocks run."""
@@ -36,7 +40,7 @@ def conv(layer: CausalConv3d, x: Tensor) -> Tensor:
     return swept(layer, x, lambda frames: copy_frames)
 
 
-def norm_silu_conv(norm: nn.GroupNorm, layer: CausalConv3d, x: Tensor, out: Tensor | None = None) -> Tensor:
+def norm_silu_conv(norm: TileNorm, layer: CausalConv3d, x: Tensor, out: Tensor | None = None) -> Tensor:
     """layer(silu(norm(x))); into out, which may be x itself, if it is given."""
     return swept(layer, x, lambda frames: norm_silu(norm, frames), out)
 
@@ -54,7 +58,7 @@ def swept(
     return out
 
 
-def normed_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+def normed_silu(norm: TileNorm, x: Tensor) -> Tensor:
     """silu(norm(x)) as a whole video."""
     out = empty_video(x, tuple(x.shape))
     for frames, result in zip(frames_of(x), frames_of(out), strict=True):
@@ -62,13 +66,9 @@ def normed_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return out
 
 
-def norm_silu(norm: nn.GroupNorm, frames: Tensor) -> Prepare:
+def norm_silu(norm: TileNorm, frames: Tensor) -> Prepare:
     """silu(norm(frames)), a few frames at a time: the statistics of all frames [T, C, H, W] are taken first."""
-    mean, scale = group_statistics(frames, norm.num_groups, norm.eps)
-    channels_each = frames.shape[1] // norm.num_groups
-    gain = norm.weight.double() * scale.repeat_interleave(channels_each)
-    shift = norm.bias.double() - mean.repeat_interleave(channels_each) * gain
-    gain, shift = (vector.float().view(-1, 1, 1) for vector in (gain, shift))
+    gain, shift = gain_and_shift(norm, norm.statistics(frames))
 
     def prepare(part: Tensor, window: Tensor) -> None:
         if window.dtype == torch.float32:
@@ -80,7 +80,16 @@ def norm_silu(norm: nn.GroupNorm, frames: Tensor) -> Prepare:
     return prepare
 
 
-def group_statistics(frames: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+def gain_and_shift(norm: nn.GroupNorm, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """What a norm with these statistics multiplies by and adds, [C, 1, 1], float32."""
+    mean, scale = statistics
+    channels_each = norm.num_channels // norm.num_groups
+    gain = norm.weight.double() * scale.repeat_interleave(channels_each)
+    shift = norm.bias.double() - mean.repeat_interleave(channels_each) * gain
+    return gain.float().view(-1, 1, 1), shift.float().view(-1, 1, 1)
+
+
+def group_statistics(frames: Tensor, groups: int, eps: float) -> Statistics:
     """Mean and 1 / sqrt(variance + eps) [groups], float64, of each group of channels over all frames [T, C, H, W].
 
     Taken for every frame and channel about their own mean, then joined in float64: one float32 sum over a long video

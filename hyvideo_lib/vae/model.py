@@ -7,6 +7,8 @@ training through `moments` and `pixels`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -18,11 +20,9 @@ from ..host import HeadlessHost, Host
 from .blocks import NORM_EPS, DownBlock, MidBlock, UpBlock, norm_silu
 from .causal import CausalConv3d
 from .config import STRIDES, UPSAMPLES, VAEConfig
+from .norms import TileNorm, shared_statistics
 from .posterior import DiagonalGaussian
-from .tiling import T_AXIS, Axis, TileFn, Tiles, join, tile_space, time_spans
-
-Axes = tuple[Axis, Axis]
-"""Tiles along one axis, in units of what goes in and of what comes out."""
+from .tiling import T_AXIS, Axis, TileFn, Tiles, join, shrink, tile_space, time_spans
 
 
 def flat(blocks: nn.ModuleList) -> Iterator[nn.Module]:
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
             ]
         )
         self.mid_block = MidBlock(widths[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = TileNorm(groups, widths[-1], NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
                 for before, width, factors in zip((widths[0], *widths), widths, (*UPSAMPLES, None), strict=False)
             ]
         )
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = TileNorm(groups, widths[-1], NORM_EPS)
         self.conv_out = CausalConv3d(widths[-1], 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,9 +111,11 @@ class CausalVideoVAE(nn.Module):
         check_frames(video.shape[2])
         if any(n % SPATIAL_COMPRESSION for n in video.shape[3:]):
             raise InvalidSize(f"The video is {video.shape[4]} x {video.shape[3]} pixels, not multiples of 8.")
-        time = (tiles.time * TEMPORAL_COMPRESSION, tiles.time) if tiles else None
-        space = (tiles.space * SPATIAL_COMPRESSION, tiles.space) if tiles else None
-        return DiagonalGaussian.from_moments(self._map(video, self.moments, time, space, host))
+        cuts = None
+        if tiles:
+            time, space = tiles.time * TEMPORAL_COMPRESSION, tiles.space * SPATIAL_COMPRESSION
+            cuts = Cuts((time, tiles.time), (space, tiles.space))
+        return DiagonalGaussian.from_moments(self._map(video, self.moments, cuts, host))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Tensor:
@@ -122,7 +124,7 @@ class CausalVideoVAE(nn.Module):
         tiles and host as in `encode`. The dtype is the VAE's. Raises InvalidSetting for latents of another shape.
         """
         self._check_latents(latents)
-        return self._map(latents, self.pixels, *_decoding_axes(tiles), host)
+        return self._map(latents, self.pixels, _decoding_cuts(tiles), host)
 
     @torch.no_grad()
     def decode_spans(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Iterator[Tensor]:
@@ -134,8 +136,8 @@ class CausalVideoVAE(nn.Module):
         self._check_latents(latents)
         if latents.shape[0] != 1:
             raise InvalidSetting(f"Latents are {list(latents.shape)}, but spans are of one video: [1, C, T, H, W].")
-        time, space = _decoding_axes(tiles)
-        yield from self._spans(latents, self._span_fn(latents, self.pixels, time, space, host), time)
+        cuts = _decoding_cuts(tiles)
+        yield from self._spans(latents, self.pixels, self._span_fn(latents, self.pixels, cuts, host), cuts)
 
     def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or latents.shape[2] < 1:
@@ -144,23 +146,30 @@ class CausalVideoVAE(nn.Module):
                 "were made for another model, or for still images."
             )
 
-    def _map(self, x: Tensor, whole: TileFn, time: Axes | None, space: Axes | None, host: Host | None) -> Tensor:
+    def _map(self, x: Tensor, whole: TileFn, cuts: Cuts | None, host: Host | None) -> Tensor:
         """Apply `whole` to x, cut where it is longer than a tile: time outside, space inside, as the reference does."""
-        one_span = self._span_fn(x, whole, time, space, host)
-        return join([join(self._spans(item, one_span, time), T_AXIS) for item in x.split(1)], axis=0)
+        one_span = self._span_fn(x, whole, cuts, host)
+        return join([join(self._spans(item, whole, one_span, cuts), T_AXIS) for item in x.split(1)], axis=0)
 
-    def _spans(self, item: Tensor, one_span: TileFn, time: Axes | None) -> Iterator[Tensor]:
+    def _spans(self, item: Tensor, whole: TileFn, one_span: TileFn, cuts: Cuts | None) -> Iterator[Tensor]:
         """One video's results along time, each when it is final."""
         item = item.to(self.quant_conv.weight)
-        if time and item.shape[T_AXIS] > time[0].length:
-            yield from time_spans(item, one_span, *time)
-        else:
-            yield one_span(item)
+        with self._norms_for(item, whole, cuts):
+            if cuts and item.shape[T_AXIS] > cuts.time[0].length:
+                yield from time_spans(item, one_span, *cuts.time)
+            else:
+                yield one_span(item)
 
-    def _span_fn(self, x: Tensor, whole: TileFn, time: Axes | None, space: Axes | None, host: Host | None) -> TileFn:
+    def _norms_for(self, item: Tensor, whole: TileFn, cuts: Cuts | None) -> AbstractContextManager[None]:
+        """Within it the norms use the statistics that the cuts ask for."""
+        if cuts is None or not cuts.has_shared_norms or not cuts.reach(item.shape[2:]):
+            return nullcontext()
+        return shared_statistics(self, lambda: whole(shrink(item, cuts.time[0], cuts.space[0])))
+
+    def _span_fn(self, x: Tensor, whole: TileFn, cuts: Cuts | None, host: Host | None) -> TileFn:
         """What makes one span, in tiles where it is larger than one. The host hears of every tile of all of x."""
         host = host or HeadlessHost()
-        total = x.shape[0] * _count(x.shape[2:], time, space)
+        total = x.shape[0] * _count(x.shape[2:], cuts)
         done = 0
 
         def one_tile(tile: Tensor) -> Tensor:
@@ -172,25 +181,41 @@ class CausalVideoVAE(nn.Module):
             return result
 
         def one_span(span: Tensor) -> Tensor:
-            if space and max(span.shape[3:]) > space[0].length:
-                return tile_space(span, one_tile, *space)
+            if cuts and max(span.shape[3:]) > cuts.space[0].length:
+                return tile_space(span, one_tile, *cuts.space)
             return one_tile(span)
 
         return one_span
 
 
-def _decoding_axes(tiles: Tiles | None) -> tuple[Axes | None, Axes | None]:
-    """Time and space, each as (in latents, in what comes out)."""
+@dataclass(frozen=True)
+class Cuts:
+    """Tiles along time and along both axes of space, each in units of what goes in and of what comes out."""
+
+    time: tuple[Axis, Axis]
+    space: tuple[Axis, Axis]
+    has_shared_norms: bool = False
+
+    def reach(self, shape: torch.Size) -> bool:
+        """Whether a video of (T, H, W) is larger than one tile."""
+        return shape[0] > self.time[0].length or max(shape[1:]) > self.space[0].length
+
+
+def _decoding_cuts(tiles: Tiles | None) -> Cuts | None:
     if tiles is None:
-        return None, None
-    return (tiles.time, tiles.time * TEMPORAL_COMPRESSION), (tiles.space, tiles.space * SPATIAL_COMPRESSION)
+        return None
+    time, space = (tiles.time, tiles.time * TEMPORAL_COMPRESSION), (tiles.space, tiles.space * SPATIAL_COMPRESSION)
+    return Cuts(time, space, tiles.shared_norms)
 
 
-def _count(shape: torch.Size, time: Axes | None, space: Axes | None) -> int:
-    frames, height, width = shape
+def _count(shape: torch.Size, cuts: Cuts | None) -> int:
+    """Tiles of a video of (T, H, W)."""
+    if cuts is None:
+        return 1
+    (frames, height, width), time, space = shape, cuts.time[0], cuts.space[0]
     count = 1
-    if space and max(height, width) > space[0].length:
-        count = len(space[0].starts(height)) * len(space[0].starts(width))
-    if time and frames > time[0].length:
-        count *= sum(1 for start in time[0].starts(frames) if start == 0 or frames - start > 1)
+    if max(height, width) > space.length:
+        count = len(space.starts(height)) * len(space.starts(width))
+    if frames > time.length:
+        count *= sum(1 for start in time.starts(frames) if start == 0 or frames - start > 1)
     return count

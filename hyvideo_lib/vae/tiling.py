@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidTiles
@@ -22,11 +23,16 @@ H_AXIS, W_AXIS, T_AXIS = 3, 4, 2
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tile size in pixels and frames, and the overlapping fraction. The defaults are the reference's."""
+    """Tile size in pixels and frames, and the overlapping fraction. The defaults are the reference's.
+
+    shared_norms: when decoding, all tiles take the statistics of their group norms from a first pass over the whole
+    video, made so small that it fits into a tile. (When encoding it was tried, and gained nothing.)
+    """
 
     size: int = 256
     frames: int = 64
     overlap: float = 0.25
+    shared_norms: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -73,6 +79,16 @@ class Axis:
 
     def starts(self, size: int) -> range:
         return range(0, size, self.stride)
+
+
+def shrink(x: Tensor, time: Axis, space: Axis) -> Tensor:
+    """A copy of x [B, C, T, H, W] that fits into one tile: fewer frames, means of pixels. Both sides shrink alike."""
+    frames, height, width = x.shape[2:]
+    if frames > time.length + 1:
+        x = x[:, :, torch.linspace(0, frames - 1, time.length + 1, device=x.device).round().long()]
+    scale = min(1.0, space.length / max(height, width))
+    sides = [max(round(side * scale), 1) for side in (height, width)]
+    return F.interpolate(x, size=(x.shape[T_AXIS], *sides), mode="area") if scale < 1 else x
 
 
 def blend(before: Tensor, tile: Tensor, axis: int, extent: int) -> None:

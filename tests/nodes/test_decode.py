@@ -49,11 +49,19 @@ def test_custom_tiles_are_the_librarys(decode, latents, vae, pack):
     assert not torch.equal(frames, decode(latents, tiles="none"))
 
 
+def test_tiles_can_share_their_norms(decode, latents, vae, pack):
+    frames = decode(latents, tiles="custom", tile_size=32, tile_frames=16, shared_norms=True)
+    tiles = pack.hyvideo_lib.vae.Tiles(32, 16, shared_norms=True)
+    assert torch.equal(frames, expected(vae, latents["samples"], tiles))
+    assert not torch.equal(frames, decode(latents, tiles="custom", tile_size=32, tile_frames=16))
+    assert torch.equal(decode(latents, tiles="none", shared_norms=True), decode(latents, tiles="none"))
+
+
 def test_fitting_tiles_shrink_with_the_memory(pack, vae):
     work = pack.hyvideo_lib.pipeline.VAEWork.of(vae.vae, 129, 720, 1280)
 
     def chosen(free: int):
-        return pack.nodes.decode.choose_tiles(work, "fit", 256, 64, lambda: free)
+        return pack.nodes.decode.choose_tiles(work, "fit", 256, 64, False, lambda: free)
 
     whole = work.num_bytes(None)
     assert chosen(whole) is None

@@ -37,7 +37,7 @@ FORMS = {
         "rope guidance_options sigmas mask cache",
         "samples used_sigmas",
     ),
-    "HyvDecode": ("vae latents tiles tile_size tile_frames", "", "frames"),
+    "HyvDecode": ("vae latents tiles tile_size tile_frames", "shared_norms", "frames"),
     "HyvModelInfo": ("file", "handle", "report"),
 }
 """Required inputs, optional inputs and outputs of every node, in order. Saved workflows hold widgets by place and API

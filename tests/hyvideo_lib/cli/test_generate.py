@@ -116,6 +116,7 @@ def test_without_a_seed_one_is_drawn_and_told(generate, tiny_files, hyvideo):
         (["--template-text", "no place"], "invalid_template", "exactly one"),
         (["--tiles", "huge"], "invalid_tiles", "'huge'"),
         (["--tiles", 100], "invalid_tiles", "100"),
+        (["--tiles", "none", "--shared-norms"], "invalid_tiles", "--shared-norms"),
         (["--tiles", "none", "--tile-frames", 16], "invalid_tiles", "--tiles is none"),
         (["--device", "toaster"], "invalid_setting", "cpu"),
         (["--dtype", "int8"], "invalid_setting", "bfloat16"),
@@ -340,7 +341,12 @@ def test_tile_options_reach_the_vae(generate):
         assert generate(PROMPT, "--width", 64, *words, "--out", f"{name}.mp4").code == 0
     whole, small = (read_frames(Path(f"{name}.mp4"), 64, 32, 5, 24) for name in ("whole", "small"))
     assert not torch.equal(whole, small)
-    assert read_settings(Path("small.mp4"))["tiles"] == {"size": 32, "frames": 64, "overlap": 0.25}
+    assert read_settings(Path("small.mp4"))["tiles"] == {
+        "size": 32,
+        "frames": 64,
+        "overlap": 0.25,
+        "shared_norms": False,
+    }
     assert read_settings(Path("whole.mp4"))["tiles"] is None
 
 
@@ -363,14 +369,14 @@ def test_smaller_tiles_follow_when_memory_runs_out_and_the_file_says_which(gener
 
     size = ["--width", 64, "--height", 32, "--frames", 25]
     monkeypatch.setattr(CausalVideoVAE, "pixels", fail)
-    answer = generate(PROMPT, *size, "--tiles", 64, "--tile-frames", 16, "--out", "a.mp4")
+    answer = generate(PROMPT, *size, "--tiles", 64, "--tile-frames", 16, "--shared-norms", "--out", "a.mp4")
     assert answer.code == 0
     (video,) = answer.report["videos"]
     assert [warning["code"] for warning in video["warnings"]] == ["smaller_tiles"]
     assert answer.report["warnings"] == video["warnings"]
     tiles = read_settings(Path("a.mp4"))["tiles"]
-    assert tiles == video["settings"]["tiles"] == {"size": 32, "frames": 16, "overlap": 0.25}
-    generate(PROMPT, *size, "--tiles", 32, "--tile-frames", 16, "--out", "b.mp4")
+    assert tiles == video["settings"]["tiles"] == {"size": 32, "frames": 16, "overlap": 0.25, "shared_norms": True}
+    generate(PROMPT, *size, "--tiles", 32, "--tile-frames", 16, "--shared-norms", "--out", "b.mp4")
     assert torch.equal(*(read_frames(Path(name), 64, 32, 25, 24) for name in ("a.mp4", "b.mp4")))
 
 

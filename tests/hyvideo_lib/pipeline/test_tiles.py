@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hyvideo_lib.errors import InvalidTiles, OutOfMemory
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.memory import fit
-from hyvideo_lib.pipeline import FIT, Clock, PixelStage, Precision, VAEWork, tiles
+from hyvideo_lib.pipeline import FIT, FIT_SHARED, Clock, PixelStage, Precision, VAEWork, tiles
 from hyvideo_lib.vae import CausalVideoVAE, Tiles, VAEConfig
 
 CHANNELS = VAEConfig().block_channels
@@ -66,6 +66,14 @@ def test_a_step_down_goes_at_once_to_what_fits():
 def test_an_overlap_is_kept_where_it_goes():
     assert HD.smaller(Tiles(512, 64, 0.5)).overlap == 0.5
     assert HD.smaller(Tiles(400, 80, 0.2)).overlap == 0.25
+
+
+def test_shared_norms_are_kept():
+    assert HD.choose(FIT_SHARED, 2**32).shared_norms
+    assert HD.choose(FIT_SHARED, None) == Tiles(shared_norms=True)
+    assert HD.choose(FIT_SHARED, 2**40) is None
+    for first in (Tiles(512, 64, 0.5, True), Tiles(400, 80, 0.2, True)):
+        assert HD.smaller(first).shared_norms
 
 
 # Memory that runs out. The video is 37 frames of 64 x 64, and tiles go down to 32 pixels and 16 frames.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hyvideo_lib.errors import Interrupted, InvalidFrames, InvalidSetting, InvalidSize
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.vae import CausalVideoVAE, Tiles, VAEConfig, lean
-from hyvideo_lib.vae.model import _count
+from hyvideo_lib.vae.model import Cuts, _count
 
 CASE = manifest()["vae_tiny"]
 IO = golden("vae_tiny.io")
@@ -229,10 +229,10 @@ def test_the_tile_size_is_part_of_the_result() -> None:
 )
 def test_known_sizes_take_the_reference_number_of_tiles(size: tuple[int, int, int], tiles: int) -> None:
     time, space = Tiles().time, Tiles().space
-    assert _count(torch.Size(size), (time, time * 4), (space, space * 8)) == tiles
+    assert _count(torch.Size(size), Cuts((time, time * 4), (space, space * 8))) == tiles
     frames, height, width = size
     pixels = torch.Size((4 * frames - 3, 8 * height, 8 * width))
-    assert _count(pixels, (time * 4, time), (space * 8, space)) == tiles
+    assert _count(pixels, Cuts((time * 4, time), (space * 8, space))) == tiles
 
 
 @pytest.mark.parametrize("latent_shape", [(3, 3, 3), (7, 3, 3), (3, 5, 3), (4, 7, 9), (5, 7, 4), (13, 5, 5)])
