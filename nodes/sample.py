@@ -121,7 +121,7 @@ class Sampler(io.ComfyNode):
             comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
             videos = [run.make(given[i : i + 1], seed, masks and masks[i]) for i, seed in enumerate(seeds)]
             log.traffic, log.attention = model.offloader.traffic - before, run.attention
-            log.swapped_blocks = model.offloader.num_swapped
+            log.swapped_blocks, log.rungs = model.offloader.num_swapped, tuple(run.rungs)
         assert log.report is not None
         host.say(log.report.describe())
         rest = {key: value for key, value in latents.items() if key not in ("samples", "noise_mask")}

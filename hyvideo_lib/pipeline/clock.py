@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..errors import OutOfMemory
 from ..host import Host
 from .report import StageLog, StageReport, joined, measured
+from .shortage import is_out_of_memory, reason_of
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,8 @@ class Clock:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = (str(error).splitlines() or ["no details"])[0]
-            raise OutOfMemory(f"Memory ran out while {STAGES[name].title} ({reason}). {STAGES[name].advice}") from error
+            where = f"Memory ran out while {STAGES[name].title} ({reason_of(error)})."
+            raise OutOfMemory(f"{where} {STAGES[name].advice}") from error
         finally:
             if log and log.report:
                 self.stages = joined((self.stages, {name: log.report}))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the many ways to say that memory ran out."""
-    text = str(error).lower()
-    said = any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)

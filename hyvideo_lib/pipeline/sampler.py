@@ -19,6 +19,7 @@ from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise,
 from ..text import TextEmbeds
 from ..transformer import HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
 from ..transformer.ops import Linear
+from .ladder import Ladder
 
 
 def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None = None) -> Offloader:
@@ -89,7 +90,8 @@ class SampleRun:
     positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
-    computes all. lean: how far the blocks' working memory is cut down.
+    computes all. lean: how far the blocks' working memory is cut down. rungs: what was done when memory ran out, in
+    words; `make` adds to it.
     """
 
     model: HunyuanVideoTransformer
@@ -105,6 +107,7 @@ class SampleRun:
     loras: tuple[LoraUse, ...] = ()
     cache: CacheConfig | None = None
     lean: LeanConfig = field(default_factory=LeanConfig)
+    rungs: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> TransformerConfig:
@@ -189,7 +192,10 @@ class SampleRun:
         latents = latents.to(self.host.device)
         kept = None if mask is None else Kept(clean, noise, mask)
         with attach(self.model, self.loras):
-            velocity_fn = self._remembering(self._velocity_fn(self, step_cache))
+            velocity_fn = Ladder(self).velocity_fn(
+                lambda run: run._remembering(run._velocity_fn(run, step_cache)),
+                step_cache.forget if step_cache else lambda: None,
+            )
             made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
         return made.cpu() / self.scaling
 

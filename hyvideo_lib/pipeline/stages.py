@@ -23,6 +23,7 @@ from ..vae import CausalVideoVAE, Tiles
 from ..video import frames_from_pixels, pixels_from_frames, warn_if_flat
 from .clock import Clock
 from .files import Files, vae_scaling
+from .ladder import load_weights
 from .loras import LoraChoice, load_loras
 from .precision import Precision
 from .report import describe_tiles
@@ -161,6 +162,7 @@ class SampleStage:
             try:
                 return self._load(run, request.latent_shape).make(start, seed)
             finally:
+                log.rungs = tuple(run.rungs)
                 log.traffic, log.attention = self._offloader.traffic - before, run.attention
                 log.swapped_blocks = self._offloader.num_swapped
 
@@ -171,7 +173,8 @@ class SampleStage:
         free = free_device_bytes(device)
         room = None if free is None else free + self._offloader.loaded_bytes
         run = run.fitted(latent_shape, room)
-        self._offloader.load(device, None if room is None else max(0, room - run.working_bytes(latent_shape)))
+        budget = None if room is None else max(0, room - run.working_bytes(latent_shape))
+        load_weights(run, self._offloader, budget)
         if self._offloader.num_swapped:
             logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)
         logger.info("heads attend in %d groups", run.lean.head_groups)
