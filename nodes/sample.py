@@ -128,7 +128,7 @@ class Sampler(io.ComfyNode):
             run = run.attending(model.attention, given.shape[2:])
             videos = [run.make(given[i : i + 1], seed, masks and masks[i], caches[i]) for i, seed in enumerate(seeds)]
             log.traffic, log.attention = model.offloader.traffic - before, run.attention.name
-            log.swapped_blocks = model.offloader.num_swapped
+            log.swapped_blocks, log.rungs = model.offloader.num_swapped, tuple(run.rungs)
         assert log.report is not None
         skipped = [f", {describe_skipped(reports)}"] if (reports := [cache.report for cache in caches if cache]) else []
         host.say("".join([log.report.describe(), *skipped]))

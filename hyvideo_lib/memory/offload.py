@@ -115,6 +115,8 @@ class Offloader:
         """Bytes on the device if everything is there that ever stays there."""
         self.visit_bytes = max((part.num_bytes for part in self._aside.values()), default=0)
         """Bytes that a visit takes beside them."""
+        self.is_apart = False
+        """Whether home is elsewhere: something was copied to get to the device."""
         self.block_bytes = [part.num_bytes for part in self._blocks]
         self.aside_bytes = sum(part.num_bytes for part in self._aside.values())
         self.device: torch.device | None = None
@@ -168,6 +170,7 @@ class Offloader:
         except BaseException:
             self.go_home()
             raise
+        self.is_apart = self.traffic.moved_bytes > 0
         return self.loaded_bytes - before
 
     def unload(self, num_bytes: int) -> int:

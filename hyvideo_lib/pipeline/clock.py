@@ -10,6 +10,7 @@ from ..errors import OutOfMemory
 from ..host import Host
 from .notices import Notice
 from .report import RunReport, StageLog, StageReport, joined, measured
+from .shortage import is_out_of_memory, reason_of
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,11 @@ class Clock:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = (str(error).splitlines() or ["no details"])[0]
-            raise OutOfMemory(f"Memory ran out while {STAGES[name].title} ({reason}). {STAGES[name].advice}") from error
+            where = f"Memory ran out while {STAGES[name].title} ({reason_of(error)})."
+            raise OutOfMemory(f"{where} {STAGES[name].advice}") from error
         finally:
             if log and log.report:
                 spent = log.report.seconds
                 own = replace(log.report, seconds=round(spent - self._inner, 3))
                 self._inner = outer + spent
                 self.stages = joined((self.stages, {name: own}))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the many ways to say that memory ran out."""
-    text = str(error).lower()
-    said = any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)

@@ -17,6 +17,7 @@ from ..memory.simulate import StreamCost
 from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import Tiles
 from .dry_run import decode_work, transformer_work
+from .ladder import describe_lean
 from .precision import Precision
 from .report import describe_tiles
 from .request import GenerateRequest
@@ -209,12 +210,6 @@ def describe_plan(plan: Plan) -> str:
     if not plan.fits:
         lines.append(advice(plan.stages))
     return "\n".join(lines)
-
-
-def describe_lean(lean: LeanConfig) -> str:
-    """ "heads in 4 groups"."""
-    chunks = "" if lean.chunk_tokens is None else f" and {lean.chunk_tokens} tokens at a time"
-    return f"heads in {lean.head_groups} groups{chunks}"
 
 
 def advice(stages: Sequence[StagePlan]) -> str:

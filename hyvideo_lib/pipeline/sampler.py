@@ -20,6 +20,7 @@ from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise,
 from ..text import TextEmbeds
 from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
 from ..transformer.ops import Linear
+from .ladder import Ladder
 
 
 def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None = None) -> Offloader:
@@ -91,7 +92,8 @@ class SampleRun:
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
     computes all. lean: how far the blocks' working memory is cut down. attention: the backend that runs.
-    compiling: how the blocks' pieces are compiled; None leaves them as they are.
+    compiling: how the blocks' pieces are compiled; None leaves them as they are. rungs: what was done when memory ran
+    out, in words; `make` adds to it.
     """
 
     model: HunyuanVideoTransformer
@@ -109,6 +111,7 @@ class SampleRun:
     lean: LeanConfig = field(default_factory=LeanConfig)
     attention: Attention = PLAIN
     compiling: CompileConfig | None = None
+    rungs: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> TransformerConfig:
@@ -201,7 +204,10 @@ class SampleRun:
         kept = None if mask is None else Kept(clean, noise, mask)
         try:
             with attach(self.model, self.loras):
-                velocity_fn = self._remembering(self._velocity_fn(self, step_cache))
+                velocity_fn = Ladder(self).velocity_fn(
+                    lambda run: run._remembering(run._velocity_fn(run, step_cache)),
+                    step_cache.forget if step_cache else lambda: None,
+                )
                 made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
         finally:
             if step_cache:

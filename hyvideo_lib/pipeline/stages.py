@@ -27,6 +27,7 @@ from ..vae import CausalVideoVAE, Tiles, TinyVAE
 from ..video import FlatWatch, frames_from_pixels, pixels_from_frames
 from .clock import STAGES, Clock
 from .files import Files, vae_scaling
+from .ladder import load_weights
 from .loras import LoraChoice, load_loras
 from .notices import Notice
 from .precision import Precision
@@ -179,6 +180,7 @@ class SampleStage:
                 logger.info("attention by %s", self.attention)
                 latents = run.make(start, seed, step_cache=step_cache)
             finally:
+                log.rungs = tuple(run.rungs)
                 log.traffic, log.attention = self._offloader.traffic - before, self.attention
                 log.swapped_blocks = self._offloader.num_swapped
             self.cache_report = step_cache.report if step_cache and request.cache else None
@@ -192,7 +194,8 @@ class SampleStage:
         free = free_device_bytes(device)
         room = None if free is None else free + self._offloader.loaded_bytes
         run = run.fitted(latent_shape, room)
-        self._offloader.load(device, None if room is None else max(0, room - run.working_bytes(latent_shape)))
+        budget = None if room is None else max(0, room - run.working_bytes(latent_shape))
+        load_weights(run, self._offloader, budget)
         if self._offloader.num_swapped:
             logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)
         logger.info("heads attend in %d groups", run.lean.head_groups)
