@@ -128,7 +128,7 @@ def test_a_failed_allocation_anywhere_costs_a_step_down_and_nothing_else(clean, 
     check_nothing_is_left(run, home, mode)
 
 
-@pytest.mark.parametrize("percent", (40, 60, 80, 90))
+@pytest.mark.parametrize("percent", [40, 60, 80, 90])
 @pytest.mark.parametrize("kind", KINDS)
 def test_under_a_cap_a_run_ends_finished_or_with_numbers(clean, kind, percent):
     expected, _, peak = clean[kind]
