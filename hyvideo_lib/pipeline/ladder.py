@@ -128,11 +128,12 @@ def load_weights(run: SampleRun, source: Offloader, budget: int | None) -> None:
 
     Raises OutOfMemory if what must be there does not fit.
     """
-    device, budget = run.host.device, source.num_bytes if budget is None else budget
+    device = run.host.device
     while True:
         moved, reason = attempt(source.load, device, budget)
         if moved is not None:
             return
+        budget = source.num_bytes if budget is None else budget
         if budget <= 0:
             raise OutOfMemory(
                 f"Memory ran out while the transformer was brought to the device ({reason}), though all its blocks "
