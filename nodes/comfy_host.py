@@ -196,6 +196,14 @@ def room_bytes(device: torch.device) -> int | None:
     return free_bytes(device) + int(there)
 
 
+def out_of_memory_type() -> type[Exception]:
+    """What ComfyUI takes for running out of memory."""
+    import comfy.model_management as mm
+
+    kind: type[Exception] = mm.OOM_EXCEPTION
+    return kind
+
+
 def manage(offloader: Offloader, device: torch.device) -> Any:
     """Make a model known to ComfyUI's memory manager: an object to keep as long as the model is wanted."""
     return _managed_class()(offloader, device)

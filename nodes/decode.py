@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..hyvideo_lib.errors import HyvError, InvalidSetting, NonFiniteOutput, OutOfMemory
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION, pixel_frames
-from ..hyvideo_lib.pipeline import FIT, FIT_SHARED, VAEWork, save_native_latents
+from ..hyvideo_lib.pipeline import FIT, FIT_SHARED, VAEWork, describe_tiles, measured, save_native_latents
 from ..hyvideo_lib.vae import Tiles
 from ..hyvideo_lib.video import FlatWatch
 from . import comfy_host
@@ -187,15 +187,19 @@ class Decode(io.ComfyNode):
         frames, height, width = pixel_frames(samples.shape[2]), *(n * SPATIAL_COMPRESSION for n in samples.shape[3:])
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
         images = torch.empty(samples.shape[0] * frames, height, width, 3)
+        with measured(host.device) as log, kept_in_temp(samples):
 
-        def decode(chosen: Tiles | None) -> Tensor:
-            for row, out in zip(samples.split(1), images.split(frames), strict=True):
-                decode_into(out, vae, row, chosen, host)
-            return images
+            def decode(chosen: Tiles | None) -> Tensor:
+                log.tiles = describe_tiles(chosen)
+                for row, out in zip(samples.split(1), images.split(frames), strict=True):
+                    decode_into(out, vae, row, chosen, host)
+                return images
 
-        choice = tiles, tile_size, tile_frames, shared_norms
-        with kept_in_temp(samples):
-            return io.NodeOutput(run_in_tiles(vae, choice, (frames, height, width), "decoding", host, decode))
+            choice = tiles, tile_size, tile_frames, shared_norms
+            run_in_tiles(vae, choice, (frames, height, width), "decoding", host, decode)
+        assert log.report is not None
+        host.say(log.report.describe())
+        return io.NodeOutput(images)
 
 
 def decode_into(

@@ -17,9 +17,10 @@ from ..hyvideo_lib.memory import BlockSwap, Offloader
 from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file, offload_text_encoder, offload_transformer
 from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
 from ..hyvideo_lib.text.tokenizer import tokenizer_files_in
+from ..hyvideo_lib.transformer import CompileConfig
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
-from .sockets import HYV_BLOCK_SWAP, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
+from .sockets import HYV_BLOCK_SWAP, HYV_COMPILE, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,11 @@ class LoadTransformer(io.ComfyNode):
                     tooltip="Keeps blocks in RAM while others compute, so that less of the card's memory is needed. "
                     "Without it ComfyUI's memory manager decides.",
                 ),
+                HYV_COMPILE.Input(
+                    "compile",
+                    optional=True,
+                    tooltip="From Compile: faster steps after a slow first one. Without it nothing is compiled.",
+                ),
             ],
             outputs=[HYV_MODEL.Output("model", display_name="model", tooltip="For the sampler.")],
         )
@@ -170,6 +176,7 @@ class LoadTransformer(io.ComfyNode):
         attention: str = "auto",
         fp8_matmul: bool = False,
         block_swap: BlockSwap | None = None,
+        compile: CompileConfig | None = None,
     ) -> io.NodeOutput:
         path = resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS)
         report = check_variant(path, variant)
@@ -187,7 +194,8 @@ class LoadTransformer(io.ComfyNode):
         )
         offloader = offload_transformer(model, block_swap)
         managed = comfy_host.manage(offloader, device)
-        return io.NodeOutput(TransformerHandle(path.name, report, model, offloader, managed, attention))
+        handle = TransformerHandle(path.name, report, model, offloader, managed, attention, compiling=compile)
+        return io.NodeOutput(handle)
 
 
 class LoadTextEncoders(io.ComfyNode):

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
-from ..hyvideo_lib.errors import HyvError, InvalidSetting
+from ..hyvideo_lib.errors import HyvError, InvalidSetting, OutOfMemory
+from . import comfy_host
 
 CATEGORY = "HunyuanVideo"
 NOT_LINKED: Any = object()
@@ -54,13 +55,16 @@ def _check_value(entry: Any, value: Any) -> None:
 def names_its_errors(execute: Callable[..., Result]) -> Callable[..., Result]:
     """Decorator of `execute`: our errors carry their stable code at the end of the sentence.
 
-    All others pass untouched: ComfyUI looks at the types of interruption and of running out of memory.
+    All others pass untouched: ComfyUI looks at the types of interruption and of running out of memory. Ours of the
+    latter kind becomes ComfyUI's, which then lets every model go.
     """
 
     @wraps(execute)
     def wrapped(*args: Any, **kwargs: Any) -> Result:
         try:
             return execute(*args, **kwargs)
+        except OutOfMemory as error:
+            raise comfy_host.out_of_memory_type()(f"{error} [{error.code}]") from error
         except HyvError as error:
             raise type(error)(f"{error} [{error.code}]") from error
 

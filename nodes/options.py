@@ -7,9 +7,11 @@ from comfy_api.latest import io
 from ..hyvideo_lib.caches import METHODS, CacheConfig
 from ..hyvideo_lib.memory import AUTO, BlockSwap
 from ..hyvideo_lib.sampling import GuidanceConfig
-from ..hyvideo_lib.transformer import RopeSettings
+from ..hyvideo_lib.transformer import CompileConfig, RopeSettings
+from ..hyvideo_lib.transformer.compile_config import BACKENDS as COMPILE_BACKENDS
+from ..hyvideo_lib.transformer.compile_config import MODES as COMPILE_MODES
 from .node import CATEGORY, check_inputs, names_its_errors
-from .sockets import HYV_BLOCK_SWAP, HYV_CACHE, HYV_GUIDANCE, HYV_ROPE
+from .sockets import HYV_BLOCK_SWAP, HYV_CACHE, HYV_COMPILE, HYV_GUIDANCE, HYV_ROPE
 
 MAX_BLOCKS = 200
 
@@ -177,6 +179,50 @@ class BlockSwapNode(io.ComfyNode):
         return io.NodeOutput(BlockSwap(double_blocks, single_blocks, prefetch))
 
 
+class Compile(io.ComfyNode):
+    """HyvCompile."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyvCompile",
+            display_name="HunyuanVideo Compile",
+            category=f"{CATEGORY}/options",
+            description="Compiles what lies between the transformer's matrix products and its attention.",
+            inputs=[
+                io.Combo.Input(
+                    "backend",
+                    options=list(COMPILE_BACKENDS),
+                    default="inductor",
+                    tooltip="inductor makes kernels. The others make none and are as slow as without: they show where "
+                    "an error comes from.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(COMPILE_MODES),
+                    default="default",
+                    tooltip="max-autotune-no-cudagraphs tries more ways for every kernel: a slower first step, perhaps "
+                    "faster ones after it.",
+                ),
+                io.Boolean.Input(
+                    "dynamic",
+                    default=True,
+                    tooltip="One kernel for all sizes and lengths of videos. Off compiles anew for each.",
+                ),
+            ],
+            outputs=[HYV_COMPILE.Output("compile", display_name="compile", tooltip="For Load Transformer.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, backend: str = "inductor", mode: str = "default") -> bool | str:
+        return check_inputs(cls, {"backend": backend, "mode": mode})
+
+    @classmethod
+    @names_its_errors
+    def execute(cls, backend: str = "inductor", mode: str = "default", dynamic: bool = True) -> io.NodeOutput:
+        return io.NodeOutput(CompileConfig(backend, mode, dynamic))
+
+
 PLACES = ("device", "host")
 OWN = -1
 """Of a number: the method's own."""
@@ -291,4 +337,4 @@ def cache_config(
     )
 
 
-NODES = (Rope, Guidance, BlockSwapNode, Cache)
+NODES = (Rope, Guidance, BlockSwapNode, Compile, Cache)

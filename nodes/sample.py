@@ -13,7 +13,7 @@ from torch import Tensor
 from ..hyvideo_lib.caches import CacheConfig, CacheReport
 from ..hyvideo_lib.errors import InvalidGuidance, InvalidSetting, InvalidSize
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION
-from ..hyvideo_lib.pipeline import SampleRun
+from ..hyvideo_lib.pipeline import SampleRun, measured
 from ..hyvideo_lib.sampling import (
     SOLVERS,
     GuidanceConfig,
@@ -117,16 +117,21 @@ class Sampler(io.ComfyNode):
             model.offloader,
             model.loras,
             cache,
+            compiling=model.compiling,
         )
         run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
         caches = [run.start_cache(given.shape[2:]) for _ in given]
-        comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
-        run = run.attending(model.attention, given.shape[2:])
         seeds = consecutive_seeds(seed, len(given))
-        videos = [run.make(given[i : i + 1], seed, masks and masks[i], caches[i]) for i, seed in enumerate(seeds)]
-        reports = [step_cache.report for step_cache in caches if step_cache]
-        if reports:
-            host.say(describe_skipped(reports))
+        before = model.offloader.traffic
+        with measured(host.device) as log:
+            comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
+            run = run.attending(model.attention, given.shape[2:])
+            videos = [run.make(given[i : i + 1], seed, masks and masks[i], caches[i]) for i, seed in enumerate(seeds)]
+            log.traffic, log.attention = model.offloader.traffic - before, run.attention.name
+            log.swapped_blocks, log.rungs = model.offloader.num_swapped, tuple(run.rungs)
+        assert log.report is not None
+        skipped = [f", {describe_skipped(reports)}"] if (reports := [cache.report for cache in caches if cache]) else []
+        host.say("".join([log.report.describe(), *skipped]))
         rest = {key: value for key, value in latents.items() if key not in ("samples", "noise_mask")}
         return io.NodeOutput({**rest, "samples": torch.cat(videos)}, levels)
 

@@ -17,7 +17,7 @@ from ..hyvideo_lib.checkpoint import FileReport
 from ..hyvideo_lib.lora import LoraUse
 from ..hyvideo_lib.memory import Offloader
 from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder, TextEmbeds
-from ..hyvideo_lib.transformer import HunyuanVideoTransformer
+from ..hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer
 from ..hyvideo_lib.vae import CausalVideoVAE, TinyVAE
 
 HYV_MODEL = io.Custom("HYV_MODEL")
@@ -28,6 +28,7 @@ HYV_TEMPLATE = io.Custom("HYV_TEMPLATE")
 HYV_ROPE = io.Custom("HYV_ROPE")
 HYV_GUIDANCE = io.Custom("HYV_GUIDANCE")
 HYV_BLOCK_SWAP = io.Custom("HYV_BLOCK_SWAP")
+HYV_COMPILE = io.Custom("HYV_COMPILE")
 HYV_CACHE = io.Custom("HYV_CACHE")
 
 
@@ -40,7 +41,7 @@ def short_dtype(dtype: torch.dtype) -> str:
 class TransformerHandle:
     """HYV_MODEL. managed: what ComfyUI's memory manager knows the model as; it lives as long as the handle.
 
-    loras: act while the sampler runs; handles that differ in them share the model.
+    loras: act while the sampler runs; handles that differ in them share the model. compiling: as SampleRun takes it.
     """
 
     name: str
@@ -50,12 +51,14 @@ class TransformerHandle:
     managed: Any
     attention: str
     loras: tuple[LoraUse, ...] = ()
+    compiling: CompileConfig | None = None
 
     def __repr__(self) -> str:
         loras = f", LoRA at {', '.join(f'{use.strength:g}' for use in self.loras)}" if self.loras else ""
+        compiled = ", compiled" if self.compiling else ""
         return (
             f"HYV_MODEL({self.report.variant}, {self.report.quantization}, computes in "
-            f"{short_dtype(self.model.compute_dtype)}, attention {self.attention}{loras})"
+            f"{short_dtype(self.model.compute_dtype)}, attention {self.attention}{compiled}{loras})"
         )
 
 

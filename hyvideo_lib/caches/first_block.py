@@ -39,6 +39,10 @@ class FirstBlockCache(StepCache):
 
     _before: Tensor | None = None
 
+    def release(self) -> None:
+        super().release()
+        self._before = None
+
     def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
         self._before = self.store(img)
         return None

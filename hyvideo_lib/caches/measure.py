@@ -46,6 +46,11 @@ class Measurement(StepCache):
             self._norms.clear()
         super().begin(sigma, branches, window)
 
+    def release(self) -> None:
+        super().release()
+        self._norms.clear()
+        self._before = None
+
     def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
         self._before = self.store(img)
         return None

@@ -77,6 +77,8 @@ def find_curve(table: Iterable[Measured], model: tuple[int, int, int], pixels: i
 def load_curve(path: Path) -> MagCurve:
     """Read what `save_curve` wrote. Raises InvalidSetting."""
     try:
+        if not path.is_file():  # opening a pipe would wait for whoever fills it
+            raise FileNotFoundError("there is no such file")
         found = json.loads(path.read_text("utf-8"))
         return MagCurve(tuple(map(float, found["levels"])), tuple(map(float, found["ratios"])))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -133,6 +133,17 @@ class StepCache:
             self._log.clear()
         self._sigma, self._keys, self._input = sigma, tuple(Key(branch, window) for branch in branches), None
 
+    def release(self) -> None:
+        """Give back the memory of what is kept: the run is over. The report stays."""
+        self._states.clear()
+        self._input = None
+
+    def forget(self) -> None:
+        """The passes at this noise level will be run again: drop what they left half done, and all that is kept."""
+        self._states.clear()
+        self._log.pop(self._sigma, None)
+        self._input = None
+
     # Where a pass asks, in its order. An answer stands for the rest of the pass; None computes on.
 
     def before_call(self, latents: Tensor) -> Tensor | None:

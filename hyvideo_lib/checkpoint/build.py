@@ -8,6 +8,7 @@ copy of a model ever exists. All parameters are frozen.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 PathLike = str | Path
 STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, *FP8_DTYPES)
+MAX_SCALES = 2**16
+"""Numbers; a weight's scales are at most one for each of its rows."""
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,7 +48,8 @@ def load_transformer(
     storage_dtype: what the large weights rest in; None leaves them as the file has them. fp8 is the plain cast that
     keeps norms, biases and embedders; a 16- or 32-bit dtype casts every matrix. compute_dtype: what they are multiplied
     in, cast on use. config: sizes, where the file cannot tell them. fp8_matmul_device: multiply fp8 weights in fp8 on
-    that device, which is faster and less exact; refused where it cannot, and where no weights are in fp8.
+    that device, which is faster and less exact; refused where it cannot, and where no weights are in fp8. device:
+    "meta" gives a model that has everything but its numbers, for planning: of the weights nothing is read.
     Raises FileMissing, FileTruncated, FileUnreadable, WrongKind, UnsupportedFile, InvalidSetting.
     """
     check_dtype("storage_dtype", storage_dtype, STORAGE_DTYPES)
@@ -55,7 +59,7 @@ def load_transformer(
     findings = recognise(path, ("transformer",), config)
     model = build_meta_transformer(findings.config, compute_dtype)
     try:
-        state = _install(model, findings, storage_dtype, fp8_matmul_device is not None)
+        state = _install(model, findings, storage_dtype, fp8_matmul_device is not None, _is_meta(device))
     except UnsupportedFile as error:
         raise UnsupportedFile(f"{Path(path).name} cannot be used. {error}") from error
     if fp8_matmul_device is not None and not any(isinstance(layer, Fp8MatmulLinear) for layer in model.modules()):
@@ -98,6 +102,8 @@ def load_any_vae(
     is_tiny = isinstance(findings.config, TinyVAEConfig)
     vae = build_meta_tiny_vae(findings.config) if is_tiny else build_meta_vae(findings.config)
     tensors = assemble(map_header(findings.file_header), findings.sources)
+    if _is_meta(device):
+        tensors = sketch(tensors)
     vae.load_state_dict({name: tensors[name].to(compute_dtype) for name in vae.state_dict()}, strict=True, assign=True)
     return vae.requires_grad_(False).eval().to(device)
 
@@ -119,11 +125,17 @@ def recognise(path: PathLike, kinds: tuple[str, ...], config: Any) -> Findings:
 
 
 def _install(
-    model: HunyuanVideoTransformer, findings: Findings, storage_dtype: torch.dtype | None, fp8_matmul: bool
+    model: HunyuanVideoTransformer,
+    findings: Findings,
+    storage_dtype: torch.dtype | None,
+    fp8_matmul: bool,
+    is_sketch: bool,
 ) -> dict[str, Tensor]:
     """Give the model the layers for its file's storage, or for the storage that is asked for; its state dict."""
     use_joined(model, findings.sources, findings.file_header)
     tensors = assemble(map_header(findings.file_header), findings.sources)
+    if is_sketch:
+        tensors = sketch(tensors)
     scheme, metadata = findings.quantization, findings.file_header.metadata
     dtypes = {name: info.dtype for name, info in findings.header.tensors.items()}
     if scheme == "fp8_cast":
@@ -133,6 +145,15 @@ def _install(
         tensors = dict(restore(tensors, scheme, storage_dtype, dtypes=dtypes, metadata=metadata))
         scheme = "fp8_scale"
     return install(model, tensors, scheme, dtypes=dtypes, metadata=metadata, fp8_matmul=fp8_matmul)
+
+
+def sketch(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same without the numbers of the weights; scales and what else is small keeps them, since it is looked at."""
+    return {name: tensor.to("meta") if tensor.numel() > MAX_SCALES else tensor for name, tensor in tensors.items()}
+
+
+def _is_meta(device: str | torch.device) -> bool:
+    return torch.device(device).type == "meta"
 
 
 def check_dtype(name: str, dtype: torch.dtype | None, accepted: tuple[torch.dtype, ...]) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import HyvError, Interrupted
-from . import bench, convert, demo, doctor, generate, inspect, lora_merge
+from . import bench, convert, demo, doctor, generate, inspect, lora_merge, plan
 from .arguments import Parser
 from .report import Console, unexpected
 
@@ -23,6 +23,7 @@ VERBS = {
     "inspect": inspect,
     "convert": convert,
     "lora-merge": lora_merge,
+    "plan": plan,
     "doctor": doctor,
     "bench": bench,
 }

@@ -141,7 +141,7 @@ def add_cache(parser: Parser) -> None:
     group.add_argument(
         "--cache",
         metavar="METHOD[:THRESHOLD]",
-        help=f"{', '.join(CACHES)}; a higher threshold skips more, 0 nothing (default: no cache; the method's own)",
+        help=f"{', '.join(CACHES)}; a higher threshold skips more, 0 nothing (without one: the method's own)",
     )
     for name, text in (
         ("start", "fraction of the steps that are all computed first (default: the method's)"),
@@ -191,6 +191,11 @@ def add_device(parser: Parser) -> None:
         default="auto",
         metavar="NAME",
         help=f"{', '.join(ATTENTION)}; `hyvideo doctor` says which run here (default: auto, the fastest exact one)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile what lies between the transformer's matrix products: a slow first step, faster ones after it",
     )
     group.add_argument(
         "--vae-dtype", default="auto", metavar="NAME", help="auto is float16 on CUDA and float32 elsewhere"

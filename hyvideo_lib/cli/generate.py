@@ -142,7 +142,7 @@ def _generate(options: Namespace, console: Console) -> int:
 
     prompts = _prompts(options)
     start = find_start(options)
-    request = _request(options, start)
+    request = request_from(options, start)
     replace(request, prompt="-").check()  # what all prompts share; each prompt is held to the rules by itself
     tasks = _tasks(options, prompts, request)
     precision, device, files = precision_options(options), choose_device(options.device), _files(options)
@@ -186,7 +186,7 @@ def _files(options: Namespace) -> Files:
     return Files(*(getattr(options, name) for name in (*names, "llm_tokenizer", "clip_tokenizer")))
 
 
-def _request(options: Namespace, start: Start) -> GenerateRequest:
+def request_from(options: Namespace, start: Start) -> GenerateRequest:
     """Everything that all prompts share; the prompt itself is empty."""
     from ..pipeline import GenerateRequest
     from ..transformer import RopeSettings

@@ -126,6 +126,7 @@ def cache_options(options: Namespace) -> CacheConfig | None:
 def precision_options(options: Namespace) -> Precision:
     """What the dtype options mean. Raises InvalidSetting."""
     from ..pipeline import Precision
+    from ..transformer import CompileConfig
 
     return Precision(
         options.dtype,
@@ -134,6 +135,7 @@ def precision_options(options: Namespace) -> Precision:
         options.text_dtype,
         fp8_matmul=options.fp8_matmul,
         attention=options.attention,
+        compiling=CompileConfig() if options.compile else None,
     )
 
 

@@ -33,7 +33,9 @@ from ..pipeline import (
     Notice,
     PixelStage,
     Precision,
+    RunReport,
     SampleStage,
+    StageReport,
     Texts,
     TextStage,
     check_prompt,
@@ -57,7 +59,7 @@ class Task:
     """One video on its way. `settings` are those that go into its file.
 
     keep: where latents are wanted for good. kept: where they are; for now only, if just until the video is written.
-    texts, latents: what the stages made so far. seconds: per stage.
+    texts, latents: what the stages made so far. stages: the report on each.
     """
 
     request: GenerateRequest
@@ -66,7 +68,7 @@ class Task:
     line: int | None = None
     keep: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, StageReport] = field(default_factory=dict)
     texts: Texts | None = None
     latents: Tensor | None = None
     notices: list[Notice] = field(default_factory=list)
@@ -82,6 +84,11 @@ class Task:
     @property
     def prompt_notices(self) -> tuple[Notice, ...]:
         return self.texts.warnings if self.texts else ()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Per stage."""
+        return {name: stage.seconds for name, stage in self.stages.items()}
 
     @property
     def label(self) -> str:
@@ -100,6 +107,7 @@ class Task:
         about["latents"] = str(self.kept) if self.kept else None
         if self.is_done:
             about = {"file": str(self.output), **about, "seconds": self.seconds, "settings": self.settings}
+            about["report"] = RunReport(self.stages).to_dict()
         if self.error:
             about["error"] = describe(self.error)
         return {**about, "warnings": self.warnings}
@@ -207,7 +215,7 @@ class Renderer:
             for videos in requests:
                 self._encode(videos, encode, shared)
         for task in tasks:
-            task.seconds = dict(shared.seconds)
+            task.stages = dict(shared.stages)
         for videos in requests:
             self._sample(videos, start)
             self._decode(videos)
@@ -284,10 +292,11 @@ class Renderer:
 
         def write(parts: Iterator[Tensor], tiles: Tiles | None) -> dict[str, Any]:
             def settings() -> dict[str, Any]:
-                seconds = {**task.seconds, **clock.seconds}
-                seconds.pop("write", None)  # those cannot stand in what is written
+                stages = {**task.stages, **clock.stages}
+                stages.pop("write", None)  # that one cannot stand in what is written
+                report = RunReport(stages)
                 decoded = {"tiles": tiles_settings(tiles), "preview": pixels.is_preview}
-                return {**task.settings, **decoded, "seconds": seconds}
+                return {**task.settings, **decoded, "seconds": report.seconds, "report": report.to_dict()}
 
             frames, size = self._one_by_one(parts, request.frames), (request.width, request.height)
             with clock.stage("write", is_told=False):
@@ -326,11 +335,11 @@ class Renderer:
     def _attempt(self, task: Task, loading: Clock | None = None) -> Iterator[Clock]:
         """A part of a task under a clock of its own: what fails in it is the task's error, and ends there unless FATAL.
 
-        loading: a clock whose seconds are this task's as well.
+        loading: a clock whose stages are this task's as well.
         """
         clock = Clock(self.host)
         if loading:
-            task.seconds.update(loading.seconds)
+            task.stages.update(loading.stages)
         try:
             yield clock
         except HyvError as error:
@@ -340,7 +349,7 @@ class Renderer:
         except Exception as error:
             task.error = self._with_latents(unexpected(error), task)
         finally:
-            task.seconds.update(clock.seconds)
+            task.stages.update(clock.stages)
             task.notices += clock.notices
 
     def _keep(self, task: Task) -> None:
@@ -381,6 +390,7 @@ class Renderer:
             "dtype": str(precision.transformer_dtype(device)).removeprefix("torch."),
             "storage_dtype": precision.storage,
             "fp8_matmul": precision.fp8_matmul,
+            "compile": asdict(precision.compiling) if precision.compiling else None,
             "vae_dtype": str(precision.vae_dtype(device)).removeprefix("torch."),
         }
 

@@ -2,6 +2,7 @@
 
 from .block_swap import AUTO, BlockSwap
 from .offload import Offloader, module_bytes
+from .traffic import Traffic
 from .vram import free_device_bytes
 
-__all__ = ["AUTO", "BlockSwap", "Offloader", "free_device_bytes", "module_bytes"]
+__all__ = ["AUTO", "BlockSwap", "Offloader", "Traffic", "free_device_bytes", "module_bytes"]

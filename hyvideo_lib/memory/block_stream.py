@@ -11,6 +11,7 @@ from torch import Tensor
 from .copy_engine import HostBlock, StreamCopyEngine, pin_blocks
 from .ram import free_ram_bytes
 from .stream import SlotRing
+from .traffic import Traffic
 
 
 class BlockStream:
@@ -36,6 +37,11 @@ class BlockStream:
         """The block's tensors on the device, as they are at home, for as long as the caller computes with them."""
         with self._ring.use(block) as slot:
             yield self._hosts[block].layout.views(self._engine.slots[slot])
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was copied so far, and waited for."""
+        return self._engine.traffic
 
     def close(self) -> None:
         """Give the slots back. The pinned copies stay with the blocks' homes, for the next time."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .flat import FlatLayout
+from .traffic import StallWatch, Traffic
 
 logger = logging.getLogger("hyvideo")
 PINNED_SHARE = 0.5
@@ -87,15 +88,23 @@ class StreamCopyEngine:
             self._staging = [torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned) for _ in self.slots]
             self._thread = ThreadPoolExecutor(1, "hyvideo-copy")
         self._pending: dict[int, Future[None]] = {}
+        self._moved = 0
+        self._stalls = StallWatch(self._api, device)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the slots on the device."""
         return sum(slot.nbytes for slot in self.slots)
 
+    @property
+    def traffic(self) -> Traffic:
+        """Of all copies that were enqueued, and all waits for them."""
+        return Traffic(self._moved, self._stalls.seconds)
+
     def start(self, slot: int, block: int) -> None:
         host = self._blocks[block]
         self._wait_for_thread(slot)
+        self._moved += host.layout.num_bytes
         if host.pinned is not None:
             self._copy(slot, host.pinned)
         else:
@@ -103,8 +112,10 @@ class StreamCopyEngine:
             self._pending[slot] = self._thread.submit(self._carry, slot, host)
 
     def finish(self, slot: int) -> None:
+        self._stalls.begin()
         self._wait_for_thread(slot)
         self._api.current_stream(self._device).wait_event(self._arrived[slot])
+        self._stalls.end()
 
     def release(self, slot: int) -> None:
         self._computed[slot].record(self._api.current_stream(self._device))
@@ -124,12 +135,11 @@ class StreamCopyEngine:
     def _carry(self, slot: int, host: HostBlock) -> None:
         self._arrived[slot].synchronize()  # the buffer's last copy has left it
         host.layout.pack(host.tensors, self._staging[slot])
-        self._copy(slot, self._staging[slot])
+        self._copy(slot, self._staging[slot][: host.layout.num_bytes])
 
     def _copy(self, slot: int, source: Tensor) -> None:
         with self._api.stream(self._stream):
             self._stream.wait_event(self._computed[slot])
             target = self.slots[slot]
-            size = min(len(source), len(target))
-            target[:size].copy_(source[:size], non_blocking=True)
+            target[: len(source)].copy_(source, non_blocking=True)
             self._arrived[slot].record(self._stream)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from .block_stream import BlockStream
 from .block_swap import BlockSwap, choose_blocks, fit_resident
 from .copy_engine import HostBlock, can_stream
 from .memo import ModulationMemo, VectorsFn
+from .traffic import Traffic
 
 CopyFn = Callable[[Tensor, torch.device], Tensor]
 
@@ -39,10 +41,18 @@ class _Part:
         self._copy_fn = copy_fn
         self.num_bytes = sum(tensor.nbytes for _, _, tensor in self.home)
         self.is_away = False
+        self.moved_bytes = 0
+        """Copied so far; what is on the device already is not."""
 
     def move(self, device: torch.device) -> None:
-        self.lend(self._copy_fn(tensor, device) for _, _, tensor in self.home)
+        self.lend(self._copy(tensor, device) for _, _, tensor in self.home)
         self.is_away = True
+
+    def _copy(self, tensor: Tensor, device: torch.device) -> Tensor:
+        copied = self._copy_fn(tensor, device)
+        if copied is not tensor:
+            self.moved_bytes += tensor.nbytes
+        return copied
 
     def lend(self, tensors: Iterable[Tensor]) -> None:
         """Let the module have these in place of those at home."""
@@ -98,12 +108,17 @@ class Offloader:
         self._places = {id(block): place for place, block in enumerate(blocks)}
         self._hosts: dict[int, HostBlock] = {}
         self._stream: BlockStream | None = None
+        self._streamed = Traffic()  # through streams that are closed, and by blocks copied in their turn
         swapped = choose_blocks(self.swap, num_double, len(blocks) - num_double)
         self._candidates = [i for i in range(len(blocks)) if i not in swapped]
         self.num_bytes = self._fixed.num_bytes + sum(part.num_bytes for part in self._blocks)
         """Bytes on the device if everything is there that ever stays there."""
         self.visit_bytes = max((part.num_bytes for part in self._aside.values()), default=0)
         """Bytes that a visit takes beside them."""
+        self.is_apart = False
+        """Whether home is elsewhere: something was copied to get to the device."""
+        self.block_bytes = [part.num_bytes for part in self._blocks]
+        self.aside_bytes = sum(part.num_bytes for part in self._aside.values())
         self.device: torch.device | None = None
         """Where it is loaded; None while at home."""
 
@@ -112,6 +127,12 @@ class Offloader:
         """Bytes that are on the device now, slots of streamed blocks among them; 0 while at home."""
         slots = self._stream.num_bytes if self._stream else 0
         return slots + sum(part.num_bytes for part in (self._fixed, *self._blocks) if part.is_away)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was copied to the device so far, and how long computing waited for streamed blocks."""
+        copied = sum(part.moved_bytes for part in (self._fixed, *self._blocks, *self._aside.values()))
+        return Traffic(copied) + self._streamed + (self._stream.traffic if self._stream else Traffic())
 
     @property
     def num_swapped(self) -> int:
@@ -149,6 +170,7 @@ class Offloader:
         except BaseException:
             self.go_home()
             raise
+        self.is_apart = self.traffic.moved_bytes > 0
         return self.loaded_bytes - before
 
     def unload(self, num_bytes: int) -> int:
@@ -234,7 +256,10 @@ class Offloader:
                     part.lend(tensors)
                     yield
             else:
+                before = part.moved_bytes
                 part.move(self.device)
+                if part.moved_bytes > before:
+                    self._streamed = replace(self._streamed, stalled_seconds=None)
                 yield
         finally:
             part.go_home()
@@ -244,8 +269,9 @@ class Offloader:
 
     def _close_stream(self) -> None:
         if self._stream:
-            self._stream.close()
-            self._stream = None
+            stream, self._stream = self._stream, None
+            stream.close()
+            self._streamed += stream.traffic
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

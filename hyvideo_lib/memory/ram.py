@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -22,3 +23,20 @@ def free_ram_bytes() -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def peak_ram_bytes() -> int | None:
+    """The most RAM that this process has held since it began, files mapped into it included; None if unknown."""
+    try:
+        resource = import_module("resource")
+    except ImportError:  # Windows
+        return _windows_peak()
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _windows_peak() -> int | None:
+    try:
+        return int(import_module("psutil").Process().memory_info().peak_wset)
+    except (ImportError, AttributeError):
+        return None

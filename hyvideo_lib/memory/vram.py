@@ -19,3 +19,19 @@ def free_device_bytes(device: torch.device) -> int | None:
         return None
     unused = api.memory_reserved(device) - api.memory_allocated(device)
     return int(api.mem_get_info(device)[0]) + int(unused)
+
+
+def reset_device_peak(device: torch.device) -> None:
+    """Let `device_peak_bytes` count from now on; nothing where it does not count."""
+    api: Any = None if device.type == "cpu" else torch.get_device_module(device)
+    if hasattr(api, "reset_peak_memory_stats"):
+        api.reset_peak_memory_stats(device)
+
+
+def device_peak_bytes(device: torch.device) -> int | None:
+    """The most bytes that PyTorch's allocator has given out on the device since the count began, weights included.
+
+    None for the CPU, whose allocator does not count.
+    """
+    api: Any = None if device.type == "cpu" else torch.get_device_module(device)
+    return int(api.max_memory_allocated(device)) if hasattr(api, "max_memory_allocated") else None

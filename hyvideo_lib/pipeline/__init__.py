@@ -12,6 +12,7 @@ from .latents import check_latents, load_latents, save_latents, save_native_late
 from .loras import LoraChoice, check_loras, load_loras
 from .notices import Notice
 from .precision import COMPUTE_DTYPES, DTYPES, Precision
+from .report import RunReport, StageReport, describe_tiles, measured
 from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
 from .run import Result, generate
 from .sampler import SampleRun, offload_transformer
@@ -35,8 +36,10 @@ __all__ = [
     "PixelStage",
     "Precision",
     "Result",
+    "RunReport",
     "SampleRun",
     "SampleStage",
+    "StageReport",
     "TextStage",
     "Texts",
     "TilesChoice",
@@ -48,10 +51,12 @@ __all__ = [
     "check_latents",
     "check_loras",
     "check_prompt",
+    "describe_tiles",
     "generate",
     "load_embeds",
     "load_latents",
     "load_loras",
+    "measured",
     "offload_text_encoder",
     "offload_transformer",
     "save_embeds",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import OutOfMemory
 from ..host import Host
 from .notices import Notice
+from .report import RunReport, StageLog, StageReport, joined, measured
+from .shortage import is_out_of_memory, reason_of
 
 
 @dataclass(frozen=True)
@@ -40,42 +41,42 @@ STAGES = {
 
 
 class Clock:
-    """Seconds per stage. A stage that it runs is announced to the host, and named if memory runs out in it."""
+    """What each stage took. A stage that it runs is announced to the host, and named if memory runs out in it."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._inner = 0.0  # seconds of the stages inside the one that runs
-        self.seconds: dict[str, float] = {}
+        self.stages: dict[str, StageReport] = {}
         self.notices: list[Notice] = []
 
-    @contextmanager
-    def stage(self, name: str, is_told: bool = True) -> Iterator[None]:
-        """Run a stage of STAGES, or go on with one. Raises OutOfMemory for what PyTorch and Python say when memory
-        runs out.
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Per stage."""
+        return RunReport(self.stages).seconds
 
-        A stage inside another is not counted as the other's time. is_told: announce it to the host.
+    @contextmanager
+    def stage(self, name: str, is_told: bool = True) -> Iterator[StageLog]:
+        """Run a stage of STAGES, or go on with one; it may tell of itself in the log.
+
+        A stage inside another is not counted as the other's time. is_told: announce it to the host. Raises OutOfMemory
+        for what PyTorch and Python say when memory runs out.
         """
         self._host.check_interrupt()
         if is_told and name != "sample":  # the sampling loop announces itself, with its number of steps
             self._host.stage(STAGES[name].title, 0)
         outer, self._inner = self._inner, 0.0
-        begin = time.perf_counter()
+        log: StageLog | None = None
         try:
-            yield
+            with measured(self._host.device) as log:
+                yield log
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = (str(error).splitlines() or ["no details"])[0]
-            raise OutOfMemory(f"Memory ran out while {STAGES[name].title} ({reason}). {STAGES[name].advice}") from error
+            where = f"Memory ran out while {STAGES[name].title} ({reason_of(error)})."
+            raise OutOfMemory(f"{where} {STAGES[name].advice}") from error
         finally:
-            spent = time.perf_counter() - begin
-            own = spent - self._inner
-            self._inner = outer + spent
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + own, 3)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the many ways to say that memory ran out."""
-    text = str(error).lower()
-    said = any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
+            if log and log.report:
+                spent = log.report.seconds
+                own = replace(log.report, seconds=round(spent - self._inner, 3))
+                self._inner = outer + spent
+                self.stages = joined((self.stages, {name: own}))

@@ -10,6 +10,7 @@ import torch
 
 from ..attention import AUTO, attention_names, check_backend
 from ..errors import InvalidSetting
+from ..transformer import CompileConfig
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -27,7 +28,8 @@ class Precision:
 
     "auto": the transformer in float32 on a CPU and bfloat16 elsewhere; the VAE in float16 on a CUDA device and float32
     elsewhere; the text encoders as their files are. storage: the transformer's weights; None leaves them as they are.
-    fp8_matmul: multiply its fp8 weights in fp8. attention: a name of attention_names.
+    fp8_matmul: multiply its fp8 weights in fp8. attention: a name of attention_names. compiling: how the
+    blocks' pieces are compiled; None leaves them as they are.
     """
 
     compute: str = "auto"
@@ -36,6 +38,7 @@ class Precision:
     text: str = "auto"
     fp8_matmul: bool = False
     attention: str = AUTO
+    compiling: CompileConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("compute", "vae", "text"):

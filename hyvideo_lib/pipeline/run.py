@@ -16,6 +16,7 @@ from .files import Files, check_files
 from .loras import check_loras
 from .notices import Notice
 from .precision import Precision
+from .report import RunReport
 from .request import GenerateRequest
 from .stages import PixelStage, SampleStage, TextStage
 
@@ -25,6 +26,7 @@ class Result:
     """Videos of one request, one per seed.
 
     frames: bytes [N, F, H, W, 3]. latents: [N, C, T, H/8, W/8], float32, unscaled. seconds: per stage.
+    report: the same and more, per stage.
     """
 
     frames: Tensor
@@ -32,6 +34,7 @@ class Result:
     seeds: list[int]
     seconds: dict[str, float]
     warnings: tuple[Notice, ...]
+    report: RunReport
 
 
 def generate(
@@ -61,4 +64,5 @@ def generate(
         latents = torch.cat([sample(request, texts, seed, clock, start) for seed in request.seeds])
     with closing(PixelStage(files.vae, precision, host, clock)) as pixels:
         frames = torch.stack([pixels.decode(row, request.tiles, clock) for row in latents.split(1)])
-    return Result(frames, latents, request.seeds, clock.seconds, (*texts.warnings, *clock.notices))
+    notices = (*texts.warnings, *clock.notices)
+    return Result(frames, latents, request.seeds, clock.seconds, notices, RunReport(clock.stages))

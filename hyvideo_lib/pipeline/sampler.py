@@ -18,13 +18,21 @@ from ..memory.estimate import choose_lean, transformer_bytes
 from ..memory.memo import KEPT
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
-from ..transformer import HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
+from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
 from ..transformer.ops import Linear
+from .ladder import Ladder
 
 
 def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None = None) -> Offloader:
     """The transformer's weights at home: blocks that may stay there during a run, modulations that always do."""
     return Offloader(model, model.blocks, len(model.double_blocks), swap, aside=model.modulations)
+
+
+def memo_bytes(source: Offloader, model: HunyuanVideoTransformer, steps: int, uses_cfg: bool) -> int:
+    """The modulating vectors of all steps, and the largest of the layers that make them."""
+    numbers = sum(modulation.linear.out_features for modulation in model.modulations)
+    branches = 2 if uses_cfg else 1
+    return branches * min(steps, KEPT) * numbers * model.compute_dtype.itemsize + source.visit_bytes
 
 
 class _Listener:
@@ -84,6 +92,8 @@ class SampleRun:
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
     computes all. lean: how far the blocks' working memory is cut down. attention: the backend that runs.
+    compiling: how the blocks' pieces are compiled; None leaves them as they are. rungs: what was done when memory ran
+    out, in words; `make` adds to it.
     """
 
     model: HunyuanVideoTransformer
@@ -100,6 +110,8 @@ class SampleRun:
     cache: CacheConfig | None = None
     lean: LeanConfig = field(default_factory=LeanConfig)
     attention: Attention = PLAIN
+    compiling: CompileConfig | None = None
+    rungs: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> TransformerConfig:
@@ -151,7 +163,7 @@ class SampleRun:
         branches = 2 if self.guidance.uses_cfg else 1
         image = self._image_tokens(latent_shape)
         kept = self.cache.device_bytes(self.config.hidden_size, image, item_size, branches) if self.cache else 0
-        return lora_bytes(self.loras, item_size) + self._memo_bytes(item_size) + self._cast_bytes(item_size) + kept
+        return kept + lora_bytes(self.loras, item_size) + self._memo_bytes() + self._cast_bytes(item_size)
 
     def _cast_bytes(self, item_size: int) -> int:
         """The largest weight that is cast when it is used, which is a copy for as long as that takes."""
@@ -159,13 +171,10 @@ class SampleRun:
         cast = [layer for layer in linears if _rests_otherwise(layer, self.model.compute_dtype)]
         return max((layer.in_features * layer.out_features for layer in cast), default=0) * item_size
 
-    def _memo_bytes(self, item_size: int) -> int:
-        """The modulating vectors of all steps, and the largest of the layers that make them."""
+    def _memo_bytes(self) -> int:
         if self.source is None:
             return 0
-        numbers = sum(modulation.linear.out_features for modulation in self.model.modulations)
-        branches = 2 if self.guidance.uses_cfg else 1
-        return branches * min(len(self.sigmas), KEPT) * numbers * item_size + self.source.visit_bytes
+        return memo_bytes(self.source, self.model, len(self.sigmas), self.guidance.uses_cfg)
 
     def start_cache(self, latent_shape: tuple[int, int, int]) -> StepCache | None:
         """The step cache of one video with latents of (T, H, W), for `make`: afterwards it tells what it skipped.
@@ -193,9 +202,16 @@ class SampleRun:
         latents = mix_noise(clean, noise, float(self.sigmas[0]))
         latents = latents.to(self.host.device)
         kept = None if mask is None else Kept(clean, noise, mask)
-        with attach(self.model, self.loras):
-            velocity_fn = self._remembering(self._velocity_fn(self, step_cache))
-            made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
+        try:
+            with attach(self.model, self.loras):
+                velocity_fn = Ladder(self).velocity_fn(
+                    lambda run: run._remembering(run._velocity_fn(run, step_cache)),
+                    step_cache.forget if step_cache else lambda: None,
+                )
+                made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
+        finally:
+            if step_cache:
+                step_cache.release()
         return made.cpu() / self.scaling
 
     def _velocity_fn(self, model: VelocityModel, step_cache: StepCache | None = None) -> VelocityFn:
@@ -259,6 +275,7 @@ class SampleRun:
             host=self.host,
             source=self.source,
             attend_fn=self.attention.attend_fn,
+            compiling=self.compiling,
             cache=cache,
             lean=self.lean,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..caches import CacheReport, StepCache
 from ..checkpoint import load_any_vae, load_text_encoder, load_transformer
@@ -20,16 +20,18 @@ from ..finite import check_finite
 from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..host import Host
 from ..lora import LoraUse
-from ..memory import BlockSwap, free_device_bytes
+from ..memory import BlockSwap, Traffic, free_device_bytes, module_bytes
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles, TinyVAE
 from ..video import FlatWatch, frames_from_pixels, pixels_from_frames
 from .clock import STAGES, Clock
 from .files import Files, vae_scaling
+from .ladder import load_weights
 from .loras import LoraChoice, load_loras
 from .notices import Notice
 from .precision import Precision
+from .report import describe_tiles
 from .request import GenerateRequest
 from .sampler import SampleRun, offload_transformer
 from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
@@ -65,15 +67,21 @@ class TextStage:
 
     def __call__(self, request: GenerateRequest, clock: Clock) -> Texts:
         """Encode the prompt, and the negative one if it is used. Raises InvalidTemplate, UnsupportedFile."""
-        with clock.stage("encode_text"), bringing_layers(self._offloaders, self._host.check_interrupt):
+        before = self._traffic
+        with (
+            clock.stage("encode_text") as log,
+            bringing_layers(self._offloaders, self._host.check_interrupt),
+        ):
             self._load()
             positive = self._encode(request.prompt, request.template)
             negative = request.used_negative
-            return Texts(
-                positive,
-                None if negative is None else self._encode(negative, request.template),
-                tuple(_prompt_cut(cut) for cut in positive.tokens_cut if cut),
-            )
+            other = None if negative is None else self._encode(negative, request.template)
+            log.traffic, log.swapped_blocks = self._traffic - before, sum(part.num_swapped for part in self._offloaders)
+            return Texts(positive, other, tuple(_prompt_cut(cut) for cut in positive.tokens_cut if cut))
+
+    @property
+    def _traffic(self) -> Traffic:
+        return sum((part.traffic for part in self._offloaders), Traffic())
 
     def _load(self) -> None:
         """Bring the encoders to the device, of the language model's layers as many as there is room for."""
@@ -111,7 +119,7 @@ class SampleStage:
         swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
     ) -> None:
         self._host = host
-        self._attention = precision.attention
+        self._attention, self._compiling = precision.attention, precision.compiling
         self.attention = ""
         """The backend that ran last, by its name."""
         with clock.stage("load_transformer"):
@@ -143,7 +151,7 @@ class SampleStage:
         step_cache: in place of the request's own, such as a measurement. Raises NonFiniteOutput, InvalidSetting,
         OutOfMemory, and what the host raises when the user cancels.
         """
-        with clock.stage("sample"):
+        with clock.stage("sample") as log:
             sigmas = make_sigmas(request.steps, request.shift)
             if start is None:
                 start = torch.zeros(1, self._model.config.out_channels, *request.latent_shape)
@@ -162,13 +170,21 @@ class SampleStage:
                 self._offloader,
                 self._read_loras(request.loras),
                 request.cache,
+                compiling=self._compiling,
             )
             step_cache = step_cache or run.start_cache(request.latent_shape)
-            run = self._load(run, request.latent_shape).attending(self._attention, request.latent_shape)
-            self.attention = run.attention.name
-            logger.info("attention by %s", self.attention)
-            latents = run.make(start, seed, step_cache=step_cache)
+            before = self._offloader.traffic
+            try:
+                run = self._load(run, request.latent_shape).attending(self._attention, request.latent_shape)
+                self.attention = run.attention.name
+                logger.info("attention by %s", self.attention)
+                latents = run.make(start, seed, step_cache=step_cache)
+            finally:
+                log.rungs = tuple(run.rungs)
+                log.traffic, log.attention = self._offloader.traffic - before, self.attention
+                log.swapped_blocks = self._offloader.num_swapped
             self.cache_report = step_cache.report if step_cache and request.cache else None
+            log.skipped_steps = self.cache_report.skipped_steps if self.cache_report else None
             return latents
 
     def _load(self, run: SampleRun, latent_shape: tuple[int, int, int]) -> SampleRun:
@@ -178,7 +194,8 @@ class SampleStage:
         free = free_device_bytes(device)
         room = None if free is None else free + self._offloader.loaded_bytes
         run = run.fitted(latent_shape, room)
-        self._offloader.load(device, None if room is None else max(0, room - run.working_bytes(latent_shape)))
+        budget = None if room is None else max(0, room - run.working_bytes(latent_shape))
+        load_weights(run, self._offloader, budget)
         if self._offloader.num_swapped:
             logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)
         logger.info("heads attend in %d groups", run.lean.head_groups)
@@ -202,11 +219,12 @@ class PixelStage:
 
     def __init__(self, vae_file: Path, precision: Precision, host: Host, clock: Clock) -> None:
         self._host = host
-        with clock.stage("load_vae"):
+        with clock.stage("load_vae") as log:
             host.request_memory(_file_size(vae_file))
             self._vae: CausalVideoVAE | TinyVAE = load_any_vae(
                 vae_file, compute_dtype=precision.vae_dtype(host.device), device=host.device
             )
+            log.traffic = _moved_to(host.device, self._vae)
 
     @property
     def is_preview(self) -> bool:
@@ -274,7 +292,8 @@ class PixelStage:
         spans = self._vae.decode_spans(latents.to(self._host.device), tiles, self._host)
         watch, is_first = FlatWatch(), True
         while True:
-            with clock.stage("decode", is_told=is_first):
+            with clock.stage("decode", is_told=is_first) as log:
+                log.tiles = describe_tiles(tiles)
                 part = _next_frames(spans)
             if part is None:
                 break
@@ -291,7 +310,8 @@ class PixelStage:
         """
 
         def attempt(tiles: Tiles | None) -> Tensor:
-            with clock.stage("encode_video"):
+            with clock.stage("encode_video") as log:
+                log.tiles = describe_tiles(tiles)
                 pixels = pixels_from_frames(frames)[None]
                 return self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
 
@@ -322,6 +342,11 @@ def _next_frames(spans: Iterator[Tensor]) -> Tensor | None:
 
 def _prompt_cut(cut: int) -> Notice:
     return Notice("prompt_cut", f"The prompt is too long: its last {cut} tokens are not used. Shorten it.")
+
+
+def _moved_to(device: torch.device, *models: nn.Module) -> Traffic:
+    """Of models that were loaded to a device."""
+    return Traffic(0 if device.type == "cpu" else sum(map(module_bytes, models)))
 
 
 def free_memory(device: torch.device) -> None:

@@ -20,7 +20,7 @@ from ..memory.fit import fit_tiles, smaller_tiles
 from ..memory.ram import free_ram_bytes
 from ..memory.vram import free_device_bytes
 from ..vae import CausalVideoVAE, Tiles, TinyVAE
-from .clock import is_out_of_memory
+from .shortage import is_out_of_memory
 
 FIT, FIT_SHARED = "fit", "fit, shared norms"
 TilesChoice = Tiles | str | None

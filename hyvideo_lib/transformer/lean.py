@@ -21,15 +21,17 @@ from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
 from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Spans, clip_spans, modulate
 from .ops import Linear
+from .pieces import PLAIN, Pieces
 from .rope import RotationTables
 
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """How the lean blocks go about it: in what pieces, and by which attention."""
+    """How the lean blocks go about it: in what chunks, by which attention, and with which pieces."""
 
     config: LeanConfig = LeanConfig()  # noqa: RUF009 (frozen)
     attend_fn: AttendFn = attend
+    pieces: Pieces = PLAIN
 
 
 DEFAULT = Form()
@@ -63,19 +65,15 @@ class Joint:
             self._rows = [slice(0, 3 * num_heads * self._width)]  # one product instead of three
         self.q, self.k, self.v = (like.new_empty(batch, self._count, length, self._width) for _ in range(3))
 
-    def put(self, stream: Stream, low: int, high: int, mods: Mods) -> None:
+    def put(self, stream: Stream, low: int, high: int, mods: Mods, pieces: Pieces) -> None:
         """Make and store the stream's tokens low..high; q and k are normed, and rotated if the stream says so."""
-        a = modulate(stream.x[:, low:high], mods[0], mods[1])
+        a = pieces.modulate(stream.x[:, low:high], mods[0], mods[1])
         parts = [part for rows in self._rows for part in self._split(stream.linear(a, rows))]  # [B, chunk, n, D] each
         del a
         at = slice(stream.offset + low, stream.offset + high)
-        rotation = None if stream.turn is None else stream.turn.rows(low, high)
+        rotation = None if stream.turn is None else torch.view_as_real(stream.turn.rows(low, high))
         for buffer, part, norm in ((self.q, parts[0], stream.q_norm), (self.k, parts[1], stream.k_norm)):
-            part = norm(part)
-            if rotation is not None:
-                turned = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)))
-                part = torch.view_as_real(turned.mul_(rotation[:, None])).flatten(-2)
-            buffer[:, :, at] = part.transpose(1, 2)
+            buffer[:, :, at] = pieces.turn_heads(part, norm.weight, rotation).transpose(1, 2)
         self.v[:, :, at] = parts[2].transpose(1, 2)
 
     def _split(self, made: Tensor) -> tuple[Tensor, ...]:
@@ -99,7 +97,7 @@ def attend_streams(streams: Sequence[Stream], num_heads: int, lengths: Sequence[
         joint = Joint(like, length, num_heads, first, last)
         for stream in streams:
             for low, high, mods in pieces(stream.x, stream.spans, form.config):
-                joint.put(stream, low, high, mods)
+                joint.put(stream, low, high, mods, form.pieces)
         if len(groups) == 1:
             out = joint.attend(lengths, form.attend_fn)
         else:
@@ -124,16 +122,6 @@ def pieces(x: Tensor, spans: Spans, config: LeanConfig) -> Iterator[tuple[int, i
             yield low, min(low + size, last), mods
 
 
-def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> None:
-    """x += gate * y, in place."""
-    x.addcmul_(gate, y)
-
-
-def gelu_mlp(x: Tensor, fc1: Linear, rows: slice = slice(None)) -> Tensor:
-    hidden = fc1(x, rows)
-    return torch.ops.aten.gelu_(hidden, approximate="tanh")
-
-
 def double_block(
     block: DoubleBlock,
     img: Tensor,
@@ -149,13 +137,13 @@ def double_block(
         Stream(img, 0, img_spans, block.img_attn_qkv, block.img_attn_q_norm, block.img_attn_k_norm, turn),
         Stream(txt, img.shape[1], txt_spans, block.txt_attn_qkv, block.txt_attn_q_norm, block.txt_attn_k_norm, None),
     )
-    out = attend_streams(streams, block.num_heads, lengths, form)
+    out, do = attend_streams(streams, block.num_heads, lengths, form), form.pieces
     for stream, name in zip(streams, ("img", "txt"), strict=True):
         proj, mlp = block.get_submodule(f"{name}_attn_proj"), cast(MLP, block.get_submodule(f"{name}_mlp"))
         for low, high, mods in pieces(stream.x, stream.spans, form.config):
             part = stream.x[:, low:high]
-            add_gated(part, proj(out[:, stream.offset + low : stream.offset + high]), mods[2])
-            add_gated(part, mlp.fc2(gelu_mlp(modulate(part, mods[3], mods[4]), mlp.fc1)), mods[5])
+            do.add_gated(part, proj(out[:, stream.offset + low : stream.offset + high]), mods[2])
+            do.add_gated(part, mlp.fc2(do.gelu(mlp.fc1(do.modulate(part, mods[3], mods[4])))), mods[5])
     return img, txt
 
 
@@ -175,12 +163,12 @@ def single_block(
         Stream(x[:, :num_img], 0, clip_spans(spans, 0, num_img), *shared, turn),
         Stream(x[:, num_img:], num_img, clip_spans(spans, num_img, x.shape[1]), *shared, None),
     )
-    out = attend_streams(streams, block.num_heads, lengths, form)
+    out, do = attend_streams(streams, block.num_heads, lengths, form), form.pieces
     mlp_rows = slice(block.widths[0], None)
     for low, high, mods in pieces(x, spans, form.config):
         part = x[:, low:high]
-        hidden = gelu_mlp(modulate(part, mods[0], mods[1]), block.linear1, mlp_rows)
-        add_gated(part, block.linear2(torch.cat([out[:, low:high], hidden], dim=-1)), mods[2])
+        hidden = block.linear1(do.modulate(part, mods[0], mods[1]), mlp_rows)
+        do.add_gated(part, block.linear2(do.join_gelu(out[:, low:high], hidden)), mods[2])
     return x
 
 

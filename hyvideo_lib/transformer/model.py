@@ -20,12 +20,15 @@ from ..host import Host
 from . import lean
 from . import ops as default_ops
 from .blocks import DoubleBlock, SingleBlock
+from .compile_config import CompileConfig
+from .compiling import compiled_pieces
 from .config import TransformerConfig
 from .embedders import PatchEmbed, ScalarEmbed, VectorEmbed
 from .lean import Form
 from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Modulation, modulate
 from .ops import Ops
+from .pieces import PLAIN
 from .refiner import TokenRefiner, valid_lengths
 from .rope import RopeSettings, RotationTables, rotation_tables
 
@@ -132,6 +135,7 @@ class HunyuanVideoTransformer(nn.Module):
         cache: BlockCache | None = None,
         lean: LeanConfig = LeanConfig(),  # noqa: B008 (frozen)
         attend_fn: AttendFn = attend,
+        compiling: CompileConfig | None = None,
     ) -> Tensor:
         """Velocity [B, C_out, T, H, W] in the compute dtype, of latents [B, C_in, T, H, W] in the transformer's scale.
 
@@ -139,8 +143,9 @@ class HunyuanVideoTransformer(nn.Module):
         first; None if all are. pooled_embeds [B, pooled_dim]. guidance: the scale itself (6.0), a number or [B];
         ignored by models without it. clean_first_frame: I2V token replace, where latent frame 0 is free of noise. host
         is asked for interruption before every block. source: hands out the blocks where some are swapped. cache: may
-        answer in their place. lean, attend_fn: how far the blocks' memory is cut down and how they attend, where no
-        gradients are recorded. Raises InvalidSize if H or W are odd, ValueError for a mask with gaps.
+        answer in their place. lean, attend_fn, compiling: how far the blocks' memory is cut down, how they attend and
+        how their pieces are compiled, where no gradients are recorded. Raises InvalidSize if H or W are odd, ValueError
+        for a mask with gaps.
 
         Padding text never changes the result: prompts are trimmed to the longest, and what padding is left is masked.
         """
@@ -160,7 +165,8 @@ class HunyuanVideoTransformer(nn.Module):
         txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
         x = torch.cat([self.img_in(latents.to(dtype)), txt], dim=1)  # [B, L, D]
         turn = rotation_tables(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
-        img = self.run_blocks(x, condition, turn, lengths, host, source, Form(lean, attend_fn), cache)
+        pieces = PLAIN if compiling is None else compiled_pieces(compiling)
+        img = self.run_blocks(x, condition, turn, lengths, host, source, Form(lean, attend_fn, pieces), cache)
         return self.unpatchify(self.final_layer(img, condition.vec, lean), grid)
 
     def condition(

@@ -211,12 +211,19 @@ def test_help_opens(page):
     page.keep("help")
 
 
+def inputs_of(node_type: str) -> list[dict[str, object]]:
+    """Sockets and widgets of a node in the demo workflow."""
+    nodes = json.loads(DEMO.read_text(encoding="utf-8"))["nodes"]
+    return next(node["inputs"] for node in nodes if node["type"] == node_type)
+
+
 def test_the_page_speaks_chinese(open_page):
     page = open_page(**{"Comfy.Locale": "zh"})
     page.drop(DEMO, "application/json")
     words = json.loads((PACK / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))["HyvLoadTransformer"]
     titles = {node["type"]: node["title"] for node in page.nodes}
     assert titles["HyvLoadTransformer"] == words["display_name"]
-    page.tab.mouse.move(*page.point("HyvLoadTransformer", 60, 40))
+    sockets = [entry for entry in inputs_of("HyvLoadTransformer") if "widget" not in entry]
+    page.tab.mouse.move(*page.point("HyvLoadTransformer", 60, 18 + 20 * len(sockets)))
     page.tab.get_by_text(words["inputs"]["file"]["tooltip"], exact=True).first.wait_for(timeout=SLOW)
     page.keep("chinese")

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FORMS = {
-    "HyvLoadTransformer": ("file variant storage compute_dtype attention", "fp8_matmul block_swap", "model"),
+    "HyvLoadTransformer": ("file variant storage compute_dtype attention", "fp8_matmul block_swap compile", "model"),
     "HyvLoadTextEncoders": ("llm clip llm_tokenizer clip_tokenizer storage device", "", "text_encoders"),
     "HyvLoadVAE": ("file dtype", "", "vae"),
     "HyvPromptTemplate": ("text", "text_encoders", "template"),
@@ -29,6 +29,7 @@ FORMS = {
     "HyvRope": ("time_scale height_scale width_scale extrapolate", "", "rope"),
     "HyvGuidance": ("cfg_scale start end rescale batched", "", "guidance_options"),
     "HyvBlockSwap": ("double_blocks single_blocks prefetch", "", "block_swap"),
+    "HyvCompile": ("backend mode dynamic", "", "compile"),
     "HyvCache": ("method threshold start end max_skips residuals", "", "cache"),
     "HyvLoRA": ("model file strength blocks", "", "with_lora report"),
     "HyvSampler": (
@@ -36,7 +37,7 @@ FORMS = {
         "rope guidance_options sigmas mask cache",
         "samples used_sigmas",
     ),
-    "HyvDecode": ("vae latents tiles tile_size tile_frames", "", "frames"),
+    "HyvDecode": ("vae latents tiles tile_size tile_frames", "shared_norms", "frames"),
     "HyvModelInfo": ("file", "handle", "report"),
 }
 """Required inputs, optional inputs and outputs of every node, in order. Saved workflows hold widgets by place and API

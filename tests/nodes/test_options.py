@@ -48,6 +48,17 @@ def test_block_swap_is_as_the_widgets_say(pack):
     assert run(pack.nodes.options.BlockSwapNode)[0] == pack.hyvideo_lib.memory.BlockSwap()
 
 
+def test_compiling_is_as_the_widgets_say_and_travels_on_the_model(pack):
+    given = run(pack.nodes.options.Compile, mode="max-autotune-no-cudagraphs", dynamic=False)[0]
+    assert (given.backend, given.mode, given.dynamic) == ("inductor", "max-autotune-no-cudagraphs", False)
+    default = run(pack.nodes.options.Compile)[0]
+    assert default == pack.hyvideo_lib.transformer.CompileConfig()
+    model = run(pack.nodes.load.LoadTransformer, compile=default)[0]
+    assert model.compiling is default
+    assert "compiled" in repr(model)
+    assert "mode is 'fast'" in validate(pack.nodes.options.Compile, mode="fast")
+
+
 def test_a_cache_is_as_the_widgets_say(pack):
     config = pack.hyvideo_lib.caches.CacheConfig
     node = pack.nodes.options.Cache

@@ -11,6 +11,7 @@ from hyvideo_lib.attention import BACKENDS, Backend
 from hyvideo_lib.cli import main
 from hyvideo_lib.memory import fit
 from hyvideo_lib.pipeline import load_latents
+from hyvideo_lib.transformer.compiling import compiled_pieces
 from hyvideo_lib.vae import CausalVideoVAE, TinyVAE, TinyVAEConfig
 from hyvideo_lib.video import read_frames, read_settings
 
@@ -38,6 +39,11 @@ def test_a_prompt_becomes_a_file_that_tells_how_it_was_made(generate):
         "seconds"
     ].keys()
     assert video["seconds"].keys() == settings["seconds"].keys() | {"write"}
+    stages = video["report"]["stages"]
+    assert {name: stage["seconds"] for name, stage in stages.items()} == video["seconds"]
+    assert {**settings["report"]["stages"], "write": stages["write"]} == stages
+    assert (stages["sample"]["attention"], stages["sample"]["swapped_blocks"]) == ("sdpa", 0)
+    assert stages["decode"]["tiles"] == "256 x 256 x 64, overlap 0.25"
     assert read_frames(Path(video["file"]), 32, 32, 5, 24).shape == (5, 32, 32, 3)
     assert [path.name for path in Path("new/folder").iterdir()] == ["a.mp4"]
 
@@ -281,7 +287,7 @@ def test_a_broken_vae_keeps_the_latents_and_they_can_be_decoded_later(generate, 
     assert kept.exists()
     assert torch.equal(*(read_frames(Path(name), 32, 32, 5, 24) for name in ("a.mp4", "b.mp4")))
     timeless = [
-        {k: v for k, v in a.report["videos"][0]["settings"].items() if k not in ("seconds", "files")}
+        {k: v for k, v in a.report["videos"][0]["settings"].items() if k not in ("seconds", "files", "report")}
         for a in (whole, later)
     ]
     assert timeless[0] == timeless[1]
@@ -425,3 +431,16 @@ def test_the_attention_that_ran_is_told_and_one_that_cannot_run_is_refused_befor
     assert (refused.code, refused.error) == (2, "missing_package")
     assert "loading" not in refused.stderr
     assert generate(PROMPT, "--out", "b.mp4", "--attention", "magic").error == "invalid_setting"
+
+
+def test_compiling_is_an_option_and_stands_in_the_settings(generate, monkeypatch):
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend="eager", **options))
+    compiled_pieces.cache_clear()
+    plain = generate(PROMPT, "--seed", 1, "--out", "a.mp4").report["videos"][0]["settings"]
+    made = generate(PROMPT, "--seed", 1, "--compile", "--out", "b.mp4").report["videos"][0]["settings"]
+    compiled_pieces.cache_clear()
+    assert plain["compile"] is None
+    assert made["compile"] == {"backend": "inductor", "mode": "default", "dynamic": True}
+    frames = [read_frames(Path(f"{name}.mp4"), 64, 32, 5, 24).float() for name in "ab"]
+    assert (frames[0] - frames[1]).abs().max() <= 16

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from hyvideo_lib.memory import BlockSwap, Offloader, module_bytes
+from hyvideo_lib.memory import BlockSwap, Offloader, Traffic, module_bytes
 from hyvideo_lib.transformer import HunyuanVideoTransformer
 
 
@@ -141,3 +141,24 @@ def test_a_plain_copy_to_where_it_lies_costs_nothing():
     offloader.load("cpu")
     assert addresses(model) == home
     assert offloader.loaded_bytes == offloader.num_bytes
+
+
+def test_every_byte_that_is_copied_is_counted():
+    model = make_model()
+    copier = Copier()
+    offloader = make_offloader(model, BlockSwap(1, 1, prefetch=0), copier)
+    assert offloader.traffic == Traffic(0, 0.0)
+    offloader.load("cpu")
+    assert offloader.traffic == Traffic(copier.copied, 0.0)  # nothing computed that could have waited
+    run(model, offloader)
+    assert offloader.traffic == Traffic(copier.copied, None)  # two blocks in their turn: nobody knows the wait
+    offloader.go_home()
+    assert offloader.traffic.moved_bytes == copier.copied
+
+
+def test_what_is_there_already_counts_as_nothing_moved():
+    model = make_model()
+    offloader = make_offloader(model, BlockSwap(1, 1), lambda tensor, device: tensor)
+    offloader.load("cpu")
+    run(model, offloader)
+    assert offloader.traffic == Traffic(0, 0.0)

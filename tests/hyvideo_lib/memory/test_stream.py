@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyvideo_lib.memory import BlockSwap, Offloader, block_stream, copy_engine
+from hyvideo_lib.memory import BlockSwap, Offloader, Traffic, block_stream, copy_engine
 from hyvideo_lib.memory.block_swap import fit_resident, slot_bytes
 from hyvideo_lib.memory.copy_engine import HostBlock, StreamCopyEngine, pin_blocks
 from hyvideo_lib.memory.simulate import SlotError, TimedEngine, simulate
@@ -269,3 +269,20 @@ def test_a_budget_is_kept_slots_included(sizes, budget, num_slots, data):
     assert set(kept) <= set(candidates)
     used = sum(sizes[i] for i in kept) + slot_bytes(sizes, kept, num_slots)
     assert used <= budget or not kept
+
+
+@pytest.mark.parametrize("ram", [None, 10**9], ids=["carried by a thread", "pinned"])
+def test_bytes_through_the_slots_are_counted_beyond_the_stream(monkeypatch, engines, ram):
+    monkeypatch.setattr(block_stream, "free_ram_bytes", lambda: ram)
+    model = make_model()
+    offloader = streamed(model, BlockSwap(2, 2))
+    resident = offloader.load("cpu") - sum(slot.nbytes for slot in engines[0].slots)
+    started = []
+    start = engines[0].start
+    engines[0].start = lambda slot, block: (started.append(block), start(slot, block))
+    run(model, offloader)
+    sizes = [HostBlock([tensor.data for tensor in block.parameters()]).layout.num_bytes for block in model.blocks]
+    expected = resident + sum(sizes[block] for block in started)
+    assert offloader.traffic.moved_bytes == expected
+    offloader.go_home()
+    assert offloader.traffic == Traffic(expected, None)  # this device cannot time waits

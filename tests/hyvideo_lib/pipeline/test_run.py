@@ -73,9 +73,10 @@ def test_models_are_gone_when_the_next_are_loaded(files):
 
 
 def test_seconds_are_told_per_stage(files):
-    seconds = generate(REQUEST, files).seconds
-    assert list(seconds) == ["load_text", "encode_text", "load_transformer", "sample", "load_vae", "decode"]
-    assert all(value >= 0 for value in seconds.values())
+    result = generate(REQUEST, files)
+    assert list(result.seconds) == ["load_text", "encode_text", "load_transformer", "sample", "load_vae", "decode"]
+    assert all(value >= 0 for value in result.seconds.values())
+    assert {name: stage.seconds for name, stage in result.report.stages.items()} == result.seconds
 
 
 def test_cancelling_stops_within_a_step(files):

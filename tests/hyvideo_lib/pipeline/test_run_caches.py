@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from itertools import pairwise
 
@@ -199,6 +200,35 @@ def test_every_video_starts_anew(model, method):
     assert torch.equal(run.make(START, 0), first)
     fresh = make_run(model, config(method))
     assert torch.equal(fresh.make(START, 1), second)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_of_a_finished_or_cancelled_video_stays(model, method):
+    """A batch has a cache for every video, and what each keeps is as large as a video."""
+
+    def tensors() -> list[torch.Tensor]:
+        gc.collect()
+        return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and thing.numel() >= 288]
+
+    class Cancelled(Exception):  # noqa: N818
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise Cancelled
+
+    before = {id(tensor) for tensor in tensors()}
+    cancelled = replace(make_run(model, config(method)), host=HeadlessHost(on_step=stop))
+    caches = [cancelled.start_cache((3, 4, 6)), make_run(model, config(method)).start_cache((3, 4, 6))]
+    with pytest.raises(Cancelled):
+        cancelled.make(START, 0, step_cache=caches[0])
+    report = sample(make_run(model, config(method)))[1]
+    latents = make_run(model, config(method)).make(START, 0, step_cache=caches[1])
+    model.inputs.clear()
+    left = [tensor for tensor in tensors() if id(tensor) not in before and tensor is not latents]
+    like_a_video = {(1, 18, 48), (1, 4, 3, 4, 6)}  # tokens and latents
+    assert [tensor.shape for tensor in left if tuple(tensor.shape) in like_a_video] == []
+    assert caches[1].report == report
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,70 @@
+"""`hyvideo plan`: what a run would take, before it is begun, on this machine or on one that is described."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from . import generate
+from .arguments import Parser
+from .options import choose_device, precision_options, swap_options
+from .report import Console
+from .start import find_start
+
+if TYPE_CHECKING:
+    from ..memory.machine import Machine
+
+SUMMARY = "Tell what a run would take: memory per stage, what fits, and which settings make it fit."
+
+
+def add_arguments(parser: Parser) -> None:
+    generate.add_arguments(parser)
+    parser.description = (
+        f"{SUMMARY} Takes the options of `hyvideo generate` and reads only the headers of its files; a file not "
+        "given counts as the released model's. Bytes are counted by running the models without numbers; times are "
+        "computed, not measured. Exit code 4 if a stage does not fit."
+    )
+    group = parser.add_argument_group("machine (default: this one)")
+    group.add_argument("--gpu-memory", metavar="SIZE", help="a card's memory, such as 12GiB, in place of this one's")
+    group.add_argument("--ram", metavar="SIZE", help="RAM that is free for the run, such as 32GiB")
+    group.add_argument("--link", metavar="SPEED", help="RAM to card, such as 25GB/s (default: 25GB/s)")
+    group.add_argument("--card", metavar="NAME", help="a card's name, for its memory and speed: rtx3060, rtx4090, ...")
+
+
+def run(options: Namespace, console: Console) -> int:
+    import torch
+
+    from ..errors import OutOfMemory
+    from ..pipeline.plan import PlannedFiles, describe_plan, plan_run
+
+    request = replace(generate.request_from(options, find_start(options)), prompt="-")
+    request.check()
+    is_described = options.gpu_memory is not None or options.card is not None
+    device = "cuda" if is_described else choose_device(options.device)
+    machine = _machine(options, device, is_described)
+    files = PlannedFiles(options.transformer, options.vae, options.llm, options.clip)
+    plan = plan_run(request, files, precision_options(options), machine, torch.device(device), swap_options(options))
+    console.say(describe_plan(plan))
+    console.result(plan.to_dict())
+    return 0 if plan.fits else OutOfMemory.exit_code
+
+
+def _machine(options: Namespace, device: str, is_described: bool) -> Machine:
+    """This machine, or what the options say of another."""
+    import torch
+
+    from ..memory import free_device_bytes
+    from ..memory.machine import DEFAULT_LINK, Machine, find_card, parse_amount
+    from ..memory.plan import CONTEXT_BYTES
+    from ..memory.ram import free_ram_bytes
+
+    card = find_card(options.card) if options.card else None
+    gpu = parse_amount(options.gpu_memory, "gpu memory") if options.gpu_memory else card and card.memory
+    return Machine(
+        gpu_free=max(0, int(gpu) - CONTEXT_BYTES) if gpu else free_device_bytes(torch.device(device)),
+        ram_free=int(parse_amount(options.ram, "ram")) if options.ram else None if is_described else free_ram_bytes(),
+        link=parse_amount(options.link, "link") if options.link else DEFAULT_LINK,
+        speed=card.speed if card else None,
+        name=options.card or "",
+    )

@@ -1,0 +1,102 @@
+"""What the models' stages take beside the weights, by running them without numbers (memory.dry_run)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..geometry import latent_shape
+from ..memory.dry_run import AllocationCounter, count_peak
+from ..transformer import HunyuanVideoTransformer, LeanConfig
+from ..vae import CausalVideoVAE, Tiles
+
+
+class _FirstBlocks:
+    """A BlockSource that gives one block of each kind, as the others take the same; modulating vectors come unmade."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+        yield from islice(blocks, 1)
+
+    def remember(self, *vecs: Tensor | None) -> Callable[[Any, Tensor], tuple[Tensor, ...]]:
+        def recall(modulation: Any, vec: Tensor) -> tuple[Tensor, ...]:
+            width = modulation.linear.out_features // modulation.count
+            return tuple(_meta(len(vec), 1, width, dtype=self._dtype) for _ in range(modulation.count))
+
+        return recall
+
+
+def transformer_work(
+    model: HunyuanVideoTransformer,
+    latent_shape: tuple[int, int, int],
+    text_tokens: int,
+    batch: int = 1,
+    lean: LeanConfig = LeanConfig(),  # noqa: B008 (frozen)
+) -> int:
+    """Working bytes of one forward for latents of (T, H, W), the modulating vectors left out. The model stays as it is.
+
+    Weights that are cast when they are used, and the largest of what comes of it, are counted.
+    """
+    config, dtype = model.config, model.compute_dtype
+    weights = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    inputs = {
+        "latents": _meta(batch, config.in_channels, *latent_shape),
+        "timesteps": _meta(batch),
+        "text_embeds": _meta(batch, text_tokens, config.text_dim, dtype=dtype),
+        "text_mask": None,
+        "pooled_embeds": _meta(batch, config.pooled_dim, dtype=dtype),
+        "guidance": 1.0,
+        "source": _FirstBlocks(dtype),
+        "lean": lean,
+    }
+    return count_peak(lambda: functional_call(model, weights, kwargs=inputs))
+
+
+def decode_work(sketch: CausalVideoVAE, size: tuple[int, int, int], tiles: Tiles | None, is_cpu: bool = False) -> int:
+    """Working bytes of decoding a video of (frames, height, width) pixels. sketch: a VAE on the meta device.
+    is_cpu: see AllocationCounter."""
+    frames, height, width = size
+    latents = _meta(1, sketch.config.latent_channels, *latent_shape(width, height, frames))
+    return _count_tiles(sketch, "pixels", lambda: sketch.decode(latents, tiles), is_cpu)
+
+
+def encode_work(sketch: CausalVideoVAE, size: tuple[int, int, int], tiles: Tiles | None, is_cpu: bool = False) -> int:
+    """Working bytes of encoding a video of (frames, height, width) pixels."""
+    video = _meta(1, 3, *size)
+    return _count_tiles(sketch, "moments", lambda: sketch.encode(video, tiles), is_cpu)
+
+
+def _count_tiles(sketch: CausalVideoVAE, name: str, call: Callable[[], object], is_cpu: bool) -> int:
+    """The peak of a call that maps every tile by the method of that name, each shape of tile being run only once."""
+    counter = AllocationCounter(is_cpu)
+    known: dict[tuple[int, ...], tuple[int, tuple[int, ...], torch.dtype]] = {}
+    method = getattr(sketch, name)
+
+    def one_tile(tile: Tensor) -> Tensor:
+        key = tuple(tile.shape)
+        if key in known:
+            work, shape, dtype = known[key]
+            counter.add_spike(work)
+            return _meta(*shape, dtype=dtype)
+        level, counter.peak, peak = counter.level, counter.level, counter.peak
+        made: Tensor = method(tile)
+        known[key] = counter.peak - level, tuple(made.shape), made.dtype
+        counter.peak = max(peak, counter.peak)
+        return made
+
+    setattr(sketch, name, one_tile)
+    try:
+        return count_peak(call, counter)
+    finally:
+        delattr(sketch, name)
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")

@@ -1,0 +1,238 @@
+"""What a run would take on a machine, before anything is loaded: peak memory per stage, and what makes it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..memory import BlockSwap, Offloader
+from ..memory.estimate import lean_steps, text_bytes
+from ..memory.machine import Machine
+from ..memory.plan import StagePlan, Way, Weights, block_flops, plan_stage, step_cost
+from ..memory.simulate import StreamCost
+from ..transformer import HunyuanVideoTransformer, LeanConfig
+from ..vae import Tiles
+from .dry_run import decode_work, transformer_work
+from .ladder import describe_lean
+from .precision import Precision
+from .report import describe_tiles
+from .request import GenerateRequest
+from .sampler import memo_bytes, offload_transformer
+from .sketch import sketch_text, sketch_transformer, sketch_vae, weights_of
+
+TEXT_TOKENS = 256
+"""The longest prompt there is; shorter ones take a little less."""
+TEMPLATE_TOKENS = 95
+LATENT_COPIES = 4
+"""float32: the latents, the velocity, and what a solver keeps of the step before."""
+SMALLER_TILES = (Tiles(256, 32), Tiles(192, 32), Tiles(192, 16), Tiles(128, 16))
+
+
+@dataclass(frozen=True)
+class PlannedFiles:
+    """Where the models are; None stands for the released one."""
+
+    transformer: Path | None = None
+    vae: Path | None = None
+    llm: Path | None = None
+    clip: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in their order. step: simulated cost of one step on a card of known speed, computed and not measured.
+    step_flops: of one step. passes: of the model in a step."""
+
+    machine: Machine
+    stages: tuple[StagePlan, ...]
+    step_flops: float
+    passes: int
+    step: StreamCost | None
+
+    @property
+    def fits(self) -> bool:
+        return all(stage.fits for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "fits": self.fits,
+            "machine": {
+                "card": self.machine.name or None,
+                "gpu_bytes": self.machine.gpu_free,
+                "ram_bytes": self.machine.ram_free,
+                "link_bytes_per_second": self.machine.link,
+            },
+            "stages": {stage.name: _stage_dict(stage) for stage in self.stages},
+            "step": {
+                "kind": "computed",
+                "flops": self.step_flops,
+                "seconds_at_least": self.step.seconds if self.step else None,
+                "stalled_seconds": self.step.stalled if self.step else None,
+                "moved_bytes": self.step.moved if self.step else None,
+            },
+        }
+
+
+def plan_run(
+    request: GenerateRequest,
+    files: PlannedFiles,
+    precision: Precision,
+    machine: Machine,
+    device: torch.device,
+    swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
+) -> Plan:
+    """Plan a request on a machine. device: the kind that it computes on. Reads headers only.
+
+    Raises what checking the files raises, and InvalidSetting for weights that cannot rest as asked.
+    """
+    model = sketch_transformer(files.transformer, precision, device)
+    offloader = offload_transformer(model, swap)
+    weights = weights_of(offloader, len(model.double_blocks))
+    sample = plan_stage(
+        "sample",
+        weights,
+        _sample_ways(request, model, offloader),
+        machine.gpu_free,
+        machine.ram_free,
+        swap,
+    )
+    stages = (
+        _plan_text(files, precision, machine),
+        sample,
+        _plan_decode(request, files, precision, machine, device),
+    )
+    tokens = _image_tokens(request, model) + TEXT_TOKENS
+    passes = 2 if request.guidance.uses_cfg else 1
+    num_blocks = len(weights.blocks)
+    flops = block_flops(model.config.hidden_size, model.config.mlp_ratio, tokens)
+    step = None
+    if machine.speed is not None and machine.gpu_free is not None:
+        step = step_cost(
+            weights, sample.swapped, [passes * flops / machine.speed] * num_blocks, swap.prefetch, machine.link
+        )
+    return Plan(machine, stages, passes * num_blocks * flops, passes, step)
+
+
+def _sample_ways(request: GenerateRequest, model: HunyuanVideoTransformer, offloader: Offloader) -> Iterator[Way]:
+    """As asked, then with less memory and more time."""
+    shape, steps = request.latent_shape, max(1, round(request.steps * request.strength))
+    beside = memo_bytes(offloader, model, steps, request.guidance.uses_cfg)
+    latents = 4 * model.config.out_channels * shape[0] * shape[1] * shape[2]
+    is_batched = request.guidance.uses_cfg and request.guidance.batched
+    for batch in (2, 1) if is_batched else (1,):
+        turns = ["CFG in turn (--cfg-in-turn)"] if is_batched and batch == 1 else []
+        for lean in lean_steps(model.config.num_heads):
+            labels = turns if lean == LeanConfig() else [*turns, f"{describe_lean(lean)}, which happens by itself"]
+            work = transformer_work(model, shape, TEXT_TOKENS, batch, lean)
+            yield Way(", ".join(labels), work + beside + LATENT_COPIES * latents)
+
+
+def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:
+    llm, clip = (sketch_text(role, getattr(files, role), precision) for role in ("llm", "clip"))
+    tokens = TEXT_TOKENS + TEMPLATE_TOKENS
+    work = text_bytes(llm.hidden_size, llm.inner_size, tokens, llm.item_size, llm.is_cast)
+    weights = Weights(llm.weights.fixed + clip.weights.num_bytes, llm.weights.blocks)
+    return plan_stage("text", weights, [Way("", work)], machine.gpu_free, machine.ram_free, BlockSwap())
+
+
+def _plan_decode(
+    request: GenerateRequest, files: PlannedFiles, precision: Precision, machine: Machine, device: torch.device
+) -> StagePlan:
+    vae = sketch_vae(files.vae, precision, device)
+    weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
+    size = request.frames, request.height, request.width
+
+    def ways() -> Iterator[Way]:
+        asked = request.tiles
+        if isinstance(asked, str):  # the largest that fit
+            yield Way("", decode_work(vae, size, None, device.type == "cpu"))
+            for tiles in (Tiles(), *SMALLER_TILES):
+                yield _tiled(tiles, "which happens by itself")
+            return
+        yield Way("", decode_work(vae, size, asked, device.type == "cpu"))
+        if asked is None:
+            yield _tiled(Tiles())
+        for tiles in SMALLER_TILES:
+            if asked is None or (tiles.size, tiles.frames) < (asked.size, asked.frames):
+                yield _tiled(tiles)
+
+    def _tiled(tiles: Tiles, how: str = "") -> Way:
+        label = f"tiles {describe_tiles(tiles)}, {how or f'--tiles {tiles.size} --tile-frames {tiles.frames}'}"
+        return Way(label, decode_work(vae, size, tiles, device.type == "cpu"))
+
+    return plan_stage("decode", weights, ways(), machine.gpu_free, machine.ram_free, BlockSwap())
+
+
+def _image_tokens(request: GenerateRequest, model: HunyuanVideoTransformer) -> int:
+    tokens = 1
+    for side, patch in zip(request.latent_shape, model.config.patch_size, strict=True):
+        tokens *= -(-side // patch)
+    return tokens
+
+
+def _stage_dict(stage: StagePlan) -> dict[str, Any]:
+    return {
+        "fits": stage.fits,
+        "gpu_peak_bytes": stage.device_bytes,
+        "ram_peak_bytes": stage.ram_bytes,
+        "weights_bytes": stage.weights.num_bytes,
+        "resident_bytes": stage.resident,
+        "working_bytes": stage.way.work,
+        "swapped_blocks": len(stage.swapped),
+        "setting": stage.way.label or None,
+    }
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan for people."""
+    lines = []
+    for stage in plan.stages:
+        where = "RAM" if stage.device_bytes is None else "GPU"
+        peak = stage.ram_bytes if stage.device_bytes is None else stage.device_bytes
+        lines.append(
+            f"{stage.name:7}{where} peak {_gib(peak):>10}  ({_gib(stage.resident)} weights, {_gib(stage.way.work)} "
+            f"work), RAM {_gib(stage.ram_bytes)}: {'fits' if stage.fits else 'does not fit'}"
+        )
+        lines += [f"       with {fact}" for fact in _facts(stage)]
+    tera = plan.step_flops / 1e12
+    lines.append(f"One step is {tera:,.1f} TFLOP (computed).")
+    if plan.step is not None and plan.machine.speed is not None:
+        lines.append(
+            f"At least {plan.step.seconds:.1f} s a step, computed from the {plan.machine.speed / 1e12:g} TFLOP/s that "
+            f"the maker states for {plan.machine.name} and a link of {plan.machine.link / 1e9:g} GB/s, on which "
+            f"{plan.step.moved / 1e9:.1f} GB move per step; computing waits {plan.step.stalled:.1f} s for them."
+        )
+    if not plan.fits:
+        lines.append(advice(plan.stages))
+    return "\n".join(lines)
+
+
+def advice(stages: Sequence[StagePlan]) -> str:
+    """What is left where settings do not help."""
+    names = ", ".join(stage.name for stage in stages if not stage.fits)
+    return (
+        f"Does not fit as it is: {names}. Make the video smaller or shorter (--width, --height, --frames), or keep the "
+        "transformer's weights in 8 bits (--storage-dtype float8_e4m3fn)."
+    )
+
+
+def _facts(stage: StagePlan) -> list[str]:
+    facts = [stage.way.label] if stage.way.label else []
+    if stage.swapped and stage.name == "sample":
+        double = sum(i < stage.weights.num_double for i in stage.swapped)
+        facts.append(
+            f"{len(stage.swapped)} of {len(stage.weights.blocks)} blocks in RAM, which happens by itself "
+            f"(--swap-double {double} --swap-single {len(stage.swapped) - double} says the same)"
+        )
+    elif stage.swapped:
+        facts.append(f"{len(stage.swapped)} of {len(stage.weights.blocks)} layers in RAM, which happens by itself")
+    return facts
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,30 @@
+"""How the pieces between a block's matrix products are compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InvalidSetting
+
+BACKENDS = ("inductor", "aot_eager", "eager")
+"""The first makes kernels; the others trace only, to find out where something fails."""
+MODES = ("default", "max-autotune-no-cudagraphs")
+"""The second tries more ways for every kernel: minutes at the first step."""
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    """What torch.compile is told. Raises InvalidSetting.
+
+    dynamic: one kernel for all numbers of tokens; else one for each.
+    """
+
+    backend: str = BACKENDS[0]
+    mode: str = MODES[0]
+    dynamic: bool = True
+
+    def __post_init__(self) -> None:
+        for name, accepted in (("backend", BACKENDS), ("mode", MODES)):
+            value = getattr(self, name)
+            if value not in accepted:
+                raise InvalidSetting(f"The compile {name} is {value!r}, but must be one of: {', '.join(accepted)}.")

@@ -1,0 +1,49 @@
+"""Allocations counted without numbers, held to the same computation with numbers."""
+
+import torch
+import torch.nn.functional as F
+
+from hyvideo_lib.memory.dry_run import AllocationCounter, count_peak
+
+META = torch.device("meta")
+
+
+def compute(x: torch.Tensor) -> torch.Tensor:
+    a = x * 2
+    b = a.view(-1)  # a view is nothing new
+    c = b + 1
+    del a, b
+    return c.view_as(x).add_(1)
+
+
+def test_the_peak_is_what_is_alive_at_once():
+    x = torch.empty(1000, device=META)
+    assert count_peak(lambda: compute(x)) == 8000
+    assert count_peak(lambda: [x + i for i in range(5)]) == 20_000
+    assert count_peak(lambda: [None for i in range(5) if (x + i) is None]) <= 8000
+    assert count_peak(lambda: x.add_(1)) == 0
+
+
+def test_numbers_change_nothing():
+    x = torch.randn(1000)
+    with torch.no_grad(), AllocationCounter() as counter:
+        compute(x)
+    assert counter.peak == 8000
+    assert counter.level == 0
+
+
+def test_attention_takes_its_result_and_no_table_of_pairs():
+    q = torch.empty(1, 2, 500, 8, device=META)
+    assert count_peak(lambda: F.scaled_dot_product_attention(q, q, q)) == q.nbytes
+
+
+def test_a_spike_counts_on_top_of_what_is_there():
+    counter = AllocationCounter()
+    x = torch.empty(100, device=META)
+
+    def call() -> torch.Tensor:
+        y = x + 1
+        counter.add_spike(1000)
+        return y
+
+    assert count_peak(call, counter) == 1400

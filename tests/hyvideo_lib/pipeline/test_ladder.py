@@ -1,0 +1,217 @@
+"""Memory that runs out at every point of a run: it goes on from the same step, or ends with advice; nothing is left."""
+
+import gc
+import logging
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from hyvideo_lib.errors import OutOfMemory
+from hyvideo_lib.host import HeadlessHost
+from hyvideo_lib.memory import BlockSwap, Offloader
+from hyvideo_lib.memory.dry_run import AllocationCounter
+from hyvideo_lib.pipeline import Clock, SampleRun
+from hyvideo_lib.pipeline.ladder import RUNGS, go_leaner, guide_in_turn, load_weights, swap_more
+from hyvideo_lib.sampling import GuidanceConfig, make_sigmas
+from hyvideo_lib.text import TextEmbeds
+from hyvideo_lib.transformer import LeanConfig
+
+SHAPE = (1, 4, 3, 8, 12)
+STEPS = 3
+
+
+class Failing(AllocationCounter):
+    """Raises as a device does: once at the n-th operation that makes a tensor, or whenever more than `cap` is held."""
+
+    def __init__(self, at=None, cap=None):
+        super().__init__()
+        self.at, self.cap, self.made, self.failures = at, cap, 0, 0
+
+    def _know(self, tensor, num_bytes):
+        super()._know(tensor, num_bytes)
+        if num_bytes:
+            self.made += 1
+            if self.made == self.at or (self.cap is not None and self.level > self.cap):
+                self.failures += 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+
+
+def text(seed):
+    inputs = tiny.transformer_inputs(text_tokens=9, seed=seed)
+    return TextEmbeds(inputs["text_embeds"], inputs["text_mask"], inputs["pooled_embeds"], (0,))
+
+
+def make_run(kind):
+    model = tiny.tiny_transformer().requires_grad_(False)
+    is_streamed = kind == "streamed"
+    copy = lambda tensor, device: tensor.clone()  # noqa: E731
+    swap = BlockSwap(1, 1) if is_streamed else BlockSwap()
+    source = Offloader(
+        model,
+        model.blocks,
+        2,
+        swap,
+        copy,
+        lambda device: is_streamed,
+        aside=model.modulations,
+        keep_pinned=False,  # pinned copies stay in RAM by intention, and here all is RAM
+    )
+    guidance = GuidanceConfig(cfg_scale=3.0) if kind == "guided" else GuidanceConfig()
+    run = SampleRun(model, text(1), text(2), make_sigmas(STEPS, 3.0), 0.5, HeadlessHost(), guidance=guidance)
+    return replace(run, source=source)
+
+
+def sample(run, mode):
+    clock = Clock(run.host)
+    try:
+        with mode, clock.stage("sample"):
+            load_weights(run, run.source, None)
+            made = run.make(torch.zeros(SHAPE), seed=0)
+    finally:
+        run.source.go_home()
+    return made
+
+
+def ending(run, mode):
+    """(the video, "") or (None, what was said)."""
+    try:
+        return sample(run, mode), ""
+    except OutOfMemory as error:
+        return None, str(error)
+
+
+def addresses(model):
+    return {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+
+
+KINDS = ("resident", "streamed", "guided")
+
+
+@pytest.fixture(scope="module")
+def clean():
+    """Of each kind what comes out undisturbed, how many tensors are made on the way, and how much is held at most."""
+    found = {}
+    for kind in KINDS:
+        mode = Failing()
+        found[kind] = sample(make_run(kind), mode), mode.made, mode.peak
+    return found
+
+
+def check_nothing_is_left(run, home, mode):
+    assert addresses(run.model) == home
+    assert run.source.loaded_bytes == 0
+    assert run.source.device is None
+    gc.collect()
+    assert mode.level <= 2**14  # the video that came out
+
+
+@pytest.mark.parametrize("part", range(20))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failed_allocation_anywhere_costs_a_step_down_and_nothing_else(clean, kind, part):
+    expected, made, _ = clean[kind]
+    run, mode = make_run(kind), Failing(at=1 + part * (made - 1) // 19)
+    home = addresses(run.model)
+    found, told = ending(run, mode)
+    if found is None:
+        assert "Memory ran out while sampling (CUDA out of memory. Tried to allocate 2.00 GiB.)" in told
+        assert "--swap-double" in told
+        assert not run.rungs  # it came between the steps, where there is no way down
+        assert part in (0, 1, 18, 19)
+    else:
+        assert mode.failures == 1
+        assert len(run.rungs) == 1
+        if "blocks in RAM" in run.rungs[0]:
+            assert torch.equal(found, expected)
+        assert tiny.relative_error(found, expected) <= 1e-5
+    check_nothing_is_left(run, home, mode)
+
+
+@pytest.mark.parametrize("percent", [40, 60, 80, 90])
+@pytest.mark.parametrize("kind", KINDS)
+def test_under_a_cap_a_run_ends_finished_or_with_numbers(clean, kind, percent):
+    expected, _, peak = clean[kind]
+    run, mode = make_run(kind), Failing(cap=peak * percent // 100)
+    home = addresses(run.model)
+    found, told = ending(run, mode)
+    if found is None:
+        assert "Memory ran out while" in told
+        if "Nothing is left" in told:
+            assert "of weights are on the device" in told
+            assert all(rung in told for rung in run.rungs)
+            assert mode.failures >= len(run.rungs)
+            assert "hyvideo plan" in told
+    else:
+        assert run.rungs
+        assert tiny.relative_error(found, expected) <= 1e-5
+    check_nothing_is_left(run, home, mode)
+
+
+def test_small_caps_are_survived_at_all(clean):
+    """Of the caps above at least those that take little are held to finish, not only to fail well."""
+    for kind in ("resident", "guided"):
+        mode = Failing(cap=clean[kind][2] * 90 // 100)
+        assert tiny.relative_error(sample(make_run(kind), mode), clean[kind][0]) <= 1e-5
+
+
+def test_going_on_equals_a_run_that_began_on_the_rung(clean):
+    _, made, _ = clean["resident"]
+    run = make_run("resident")
+    found = sample(run, Failing(at=made // 2))
+    begun = make_run("resident")
+    begun.source.load("cpu")
+    swap_more(begun)
+    assert torch.equal(found, begun.make(torch.zeros(SHAPE), seed=0))
+
+
+def test_each_rung_gives_less_until_there_is_none():
+    run = make_run("guided")
+    assert swap_more(run) is None  # at home there is nothing to swap
+    run.source.load("cpu")
+    told = []
+    while found := swap_more(run):
+        told.append(found[1])
+    assert run.source.num_swapped == 4
+    assert 2 <= len(told) <= 4
+    assert told[-1].endswith("(4 of 4)")
+    leans = []
+    step = run
+    while found := go_leaner(step):
+        step = found[0]
+        leans.append(step.lean)
+    assert leans == [LeanConfig(2), LeanConfig(2, 512), LeanConfig(2, 256)]
+    assert guide_in_turn(run)[0].guidance.batched is False
+    assert guide_in_turn(guide_in_turn(run)[0]) is None
+    assert len(RUNGS) == 3
+    run.source.go_home()
+
+
+def test_blocks_that_are_where_they_compute_are_not_swapped():
+    model = tiny.tiny_transformer().requires_grad_(False)
+    source = Offloader(model, model.blocks, 2)
+    run = replace(make_run("resident"), model=model, source=source)
+    source.load("cpu")
+    assert swap_more(run) is None
+
+
+def test_every_step_down_is_told(clean, caplog):
+    with caplog.at_level(logging.WARNING, "hyvideo"):
+        sample(make_run("resident"), Failing(at=clean["resident"][1] // 2))
+    (record,) = caplog.records
+    assert "going on from the same step with" in record.message
+    assert "noise level" in record.message
+
+
+def test_other_errors_are_not_taken_for_short_memory():
+    run = make_run("resident")
+
+    class Broken(Failing):
+        def _know(self, tensor, num_bytes):
+            super()._know(tensor, num_bytes)
+            if self.made == 100:
+                raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        sample(run, Broken())
+    assert not run.rungs

@@ -1,0 +1,111 @@
+"""Plans of tiny files, held to what their models are and take."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from hyvideo_lib.checkpoint import load_text_encoder, load_transformer, load_vae
+from hyvideo_lib.cli import main
+from hyvideo_lib.demo import assets
+from hyvideo_lib.memory import module_bytes
+from hyvideo_lib.memory.dry_run import AllocationCounter
+from hyvideo_lib.memory.machine import Machine
+from hyvideo_lib.pipeline import GenerateRequest, Precision, offload_transformer
+from hyvideo_lib.pipeline.dry_run import decode_work, encode_work, transformer_work
+from hyvideo_lib.pipeline.plan import PlannedFiles, describe_plan, plan_run
+from hyvideo_lib.pipeline.sketch import sketch_text, sketch_transformer, sketch_vae, weights_of
+from hyvideo_lib.sampling import GuidanceConfig
+from hyvideo_lib.vae import Tiles
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+DEMO = PlannedFiles(assets.TRANSFORMER, assets.VAE, assets.LLM, assets.CLIP)
+REQUEST = GenerateRequest("-", width=64, height=64, frames=17, steps=4)
+LARGE = GenerateRequest("-", width=1280, height=720, frames=129)
+
+
+@pytest.mark.parametrize("storage", [None, "bfloat16", "float8_e4m3fn"])
+def test_a_sketch_weighs_what_the_model_weighs(storage):
+    precision = Precision(storage=storage)
+    sketch = sketch_transformer(assets.TRANSFORMER, precision, CPU)
+    model = load_transformer(assets.TRANSFORMER, precision.storage_dtype, torch.float32)
+    assert {parameter.device.type for parameter in sketch.parameters()} == {"meta"}
+    found, wanted = (weights_of(offload_transformer(each), len(each.double_blocks)) for each in (sketch, model))
+    assert found == wanted
+    assert found.num_bytes == module_bytes(model)
+    vae = load_vae(assets.VAE)
+    assert module_bytes(sketch_vae(assets.VAE, precision, CPU)) == module_bytes(vae)
+
+
+@pytest.mark.parametrize(("role", "path"), [("llm", assets.LLM), ("clip", assets.CLIP)])
+def test_text_encoders_weigh_what_their_files_hold(role, path):
+    encoder = load_text_encoder(path)
+    assert sketch_text(role, path, Precision()).weights.num_bytes == pytest.approx(module_bytes(encoder), rel=0.1)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [(2, 4, 4), (9, 16, 16)])
+def test_the_transformers_work_is_what_the_same_forward_takes(batch, size):
+    model = tiny.tiny_transformer().requires_grad_(False)
+    inputs = tiny.transformer_inputs(batch, size, 50)
+    inputs["text_mask"] = None
+    with torch.no_grad(), AllocationCounter() as counter:
+        model(**inputs, guidance=1.0)
+    assert transformer_work(model, size, 50, batch) == pytest.approx(counter.peak, rel=0.1)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("tiles", [None, Tiles(32, 16)])
+@pytest.mark.parametrize("work", [decode_work, encode_work])
+def test_tiles_of_one_shape_are_counted_once_and_all_the_same(work, tiles):
+    precision = Precision()
+    sketch = sketch_vae(assets.VAE, precision, CPU)
+    pixels, moments = sketch.pixels, sketch.moments
+    small = work(sketch, (17, 64, 64), tiles)
+    assert (sketch.pixels, sketch.moments) == (pixels, moments)
+    assert small > 0
+    assert work(sketch, (17, 64, 128), tiles) > small
+
+
+def test_small_memory_swaps_and_then_changes_the_way():
+    guided = replace(REQUEST, guidance=GuidanceConfig(cfg_scale=3.0))
+    roomy = plan_run(guided, DEMO, Precision(), Machine(2**40), CUDA)
+    assert roomy.fits
+    assert [stage.name for stage in roomy.stages] == ["text", "sample", "decode"]
+    assert all(not stage.swapped and not stage.way.label for stage in roomy.stages)
+    (_, sample, _) = roomy.stages
+    reserve = 256 * 2**20
+    free = int(1.0625 * sample.way.work) + reserve + sample.resident - 1
+    tight = plan_run(guided, DEMO, Precision(), Machine(free), CUDA).stages[1]
+    assert tight.fits
+    assert tight.swapped
+    hopeless = plan_run(guided, DEMO, Precision(), Machine(2**20), CUDA)
+    assert not hopeless.fits
+    assert hopeless.stages[1].way.label.startswith("CFG in turn")
+    assert "--storage-dtype" in describe_plan(hopeless)
+
+
+def test_times_are_told_only_for_a_known_speed_and_as_computed():
+    assert plan_run(REQUEST, DEMO, Precision(), Machine(2**40), CUDA).step is None
+    plan = plan_run(REQUEST, DEMO, Precision(), Machine(2**40, speed=1e12, name="mine"), CUDA)
+    assert plan.step.seconds == pytest.approx(plan.step_flops / 1e12, rel=1e-6)
+    assert "computed" in describe_plan(plan)
+
+
+def test_the_command_line_plans_for_a_described_machine(capsys):
+    files = ["--transformer", assets.TRANSFORMER, "--vae", assets.VAE, "--llm", assets.LLM, "--clip", assets.CLIP]
+    size = ["--width", "64", "--height", "64", "--frames", "17"]
+    words = ["plan", *map(str, files), *size, "--gpu-memory", "24GiB", "--ram", "32GiB", "--link", "12GB/s", "--json"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["fits"] is True
+    assert report["machine"]["link_bytes_per_second"] == 12e9
+    assert 23 * 2**30 < report["machine"]["gpu_bytes"] < 24 * 2**30
+    assert report["step"]["kind"] == "computed"
+    assert report["step"]["seconds_at_least"] is None
+    assert main([*words[:-1], "--quiet"]) == 0
+    assert "sample GPU peak" in capsys.readouterr().out
+    assert main(["plan", *map(str, files), *size, "--gpu-memory", "700MiB"]) == 4
+    assert main(["plan", *map(str, files), "--gpu-memory", "lots"]) == 2

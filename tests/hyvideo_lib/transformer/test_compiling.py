@@ -1,0 +1,187 @@
+"""The compiled pieces against the plain ones, how often they are compiled, and what happens where they cannot be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import TRANSFORMER, relative_error, tiny_transformer, transformer_inputs
+from tiny_lora import make_layers
+from torch import Tensor
+
+from hyvideo_lib.errors import InvalidSetting
+from hyvideo_lib.lora.attach import make_adapters
+from hyvideo_lib.lora.update import Update
+from hyvideo_lib.memory import BlockSwap, Offloader
+from hyvideo_lib.quant import install, quantize_fp8
+from hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, compiling, pieces
+
+TRACED = CompileConfig("eager")
+"""Traces and guards as any backend, and makes no kernels: what is counted is the same."""
+HANDFUL = 15
+"""Graphs for five pieces: with and without rotation, of one head and of several, of one token and of many."""
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
+
+
+class Counting:
+    """Counts the graphs that are compiled, by a backend that runs them as they are."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
+        self.graphs += 1
+        return module.forward
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
+    """What the "eager" backend compiles meanwhile."""
+    torch._dynamo.reset()
+    compiling.compiled_pieces.cache_clear()
+    counting, original = Counting(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend=counting, **options))
+    yield counting
+    compiling.compiled_pieces.cache_clear()
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def both(model: HunyuanVideoTransformer, inputs: dict[str, Tensor], config: CompileConfig = TRACED, **more) -> float:
+    """How far the compiled result is from the plain one."""
+    return relative_error(model(**inputs, compiling=config, **more), model(**inputs, **more))
+
+
+def test_sixty_blocks_and_many_lengths_share_a_handful_of_graphs(count: Counting) -> None:
+    model = tiny_transformer(replace(TRANSFORMER, num_double_blocks=20, num_single_blocks=40))
+    assert both(model, transformer_inputs(latent_shape=(3, 4, 6))) <= 1e-5
+    first = count.graphs
+    assert 0 < first <= HANDFUL
+    for shape, text in (((2, 4, 6), 7), ((5, 8, 4), 11), ((7, 4, 8), 5), ((3, 6, 10), 9)):
+        assert both(model, transformer_inputs(latent_shape=shape, text_tokens=text)) <= 1e-5
+    assert count.graphs == first
+
+
+def test_head_groups_chunks_and_batches_add_few(count: Counting) -> None:
+    model = tiny_transformer()
+    for lean in (LeanConfig(), LeanConfig(2, 5), LeanConfig(1, 7)):
+        for batch, valid in ((1, (11,)), (2, (11, 4))):
+            inputs = transformer_inputs(batch, valid=valid)
+            assert both(model, inputs, lean=lean, clean_first_frame=batch == 2) <= 1e-5
+    assert count.graphs <= HANDFUL
+
+
+def test_streamed_fp8_weights_with_loras_ask_for_no_graph_more(count: Counting) -> None:
+    plain = tiny_transformer().requires_grad_(False)
+    inputs = transformer_inputs()
+    assert both(plain, inputs) <= 1e-5
+    before = count.graphs
+    state = {}
+    for name, tensor in plain.state_dict().items():
+        if tensor.ndim == 2 and "blocks." in name:
+            state[name], scale = quantize_fp8(tensor)
+            state[name.replace(".weight", ".fp8_scale")] = scale.reshape(1)
+        else:
+            state[name] = tensor
+    with torch.device("meta"):
+        model = HunyuanVideoTransformer(TRANSFORMER)
+    model.load_state_dict(install(model, state, "fp8_scale"), strict=True, assign=True)
+    model.requires_grad_(False)
+    updates = {name: [(Update(0, len(part.up), low_rank=part), 1.0)] for name, part in make_layers().items()}
+    for name, adapter in make_adapters(model, updates).items():
+        model.get_submodule(name).adapters = (adapter,)
+    source = Offloader(
+        model, model.blocks, 2, BlockSwap(2, 2), lambda tensor, device: tensor.clone(), aside=model.modulations
+    )
+    source.load("cpu", 0)
+    assert source.num_swapped == 4
+    assert both(model, inputs, source=source) <= 1e-5
+    assert count.graphs == before
+
+
+def test_with_static_shapes_every_length_is_compiled(count: Counting) -> None:
+    model, static = tiny_transformer(), CompileConfig("eager", dynamic=False)
+    assert both(model, transformer_inputs(latent_shape=(3, 4, 6)), static) <= 1e-5
+    first = count.graphs
+    assert both(model, transformer_inputs(latent_shape=(2, 4, 6)), static) <= 1e-5
+    assert count.graphs > first
+
+
+def test_with_gradients_nothing_is_compiled(count: Counting) -> None:
+    tiny_transformer()(**transformer_inputs(), compiling=TRACED)
+    assert count.graphs == 0
+
+
+def test_where_compiling_fails_the_blocks_run_as_they_are_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
+        raise RuntimeError("Cannot find a working triton installation")
+
+    torch._dynamo.reset()
+    compiling.compiled_pieces.cache_clear()
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend=broken, **options))
+    model, inputs = tiny_transformer(), transformer_inputs(2, valid=(11, 4))
+    with torch.no_grad():
+        found = model(**inputs, compiling=TRACED)
+        assert torch.equal(found, model(**inputs))
+    (record,) = (record for record in caplog.records if record.name == "hyvideo")
+    assert "The blocks run uncompiled" in record.message
+    assert "Cannot find a working triton installation" in record.message
+    compiling.compiled_pieces.cache_clear()
+
+
+def test_a_system_without_any_compiler_falls_back_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(fn: Callable[..., Tensor], **options: object) -> Callable[..., Tensor]:
+        raise RuntimeError("Windows not yet supported for torch.compile")
+
+    compiling.compiled_pieces.cache_clear()
+    monkeypatch.setattr(torch, "compile", refuse)
+    model, inputs = tiny_transformer(), transformer_inputs()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, compiling=TRACED), model(**inputs))
+    (record,) = (record for record in caplog.records if record.name == "hyvideo")
+    assert "Windows not yet supported" in record.message
+    compiling.compiled_pieces.cache_clear()
+
+
+def test_running_out_of_memory_is_not_taken_for_a_failure_to_compile() -> None:
+    assert not issubclass(torch.cuda.OutOfMemoryError, compiling.compile_errors())
+    assert not issubclass(MemoryError, compiling.compile_errors())
+
+
+def test_every_piece_says_what_it_takes() -> None:
+    assert set(compiling.ARGUMENTS) == set(vars(pieces.PLAIN))
+
+
+@pytest.mark.parametrize("wrong", [{"backend": "magic"}, {"mode": "reduce-overhead"}])
+def test_unknown_settings_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(InvalidSetting, match=f"compile {next(iter(wrong))} is"):
+        CompileConfig(**wrong)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_real_kernels_give_the_same_numbers(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    compiling.compiled_pieces.cache_clear()
+    made, plain = compiling.compiled_pieces(CompileConfig()), pieces.PLAIN
+    x, y, gate = torch.randn(2, 9, 16), torch.randn(2, 9, 16), torch.randn(2, 1, 16)
+    heads, gain, rotation = torch.randn(2, 9, 2, 8), torch.randn(8), torch.randn(9, 4, 2)
+    with torch.no_grad():
+        for n in (9, 5):
+            expected, found = x.clone(), x.clone()
+            plain.add_gated(expected[:, :n], y[:, :n], gate)
+            made.add_gated(found[:, :n], y[:, :n], gate)
+            assert relative_error(found, expected) <= 1e-6
+            turned = [do.turn_heads(heads[:, :n], gain, rotation[:n]) for do in (made, plain)]
+            assert relative_error(*turned) <= 1e-6
+    assert not made.add_gated._state.has_failed
