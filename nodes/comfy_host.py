@@ -14,12 +14,14 @@ import re
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..hyvideo_lib.attention import Backend, Kernel
-from ..hyvideo_lib.memory import Offloader
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.memory import Offloader
 
 logger = logging.getLogger(__name__)
 

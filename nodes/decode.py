@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ..hyvideo_lib.errors import HyvError, InvalidSetting, NonFiniteOutput, OutOfMemory
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION, pixel_frames
-from ..hyvideo_lib.pipeline import FIT, FIT_SHARED, VAEWork, describe_tiles, measured, save_native_latents
-from ..hyvideo_lib.vae import Tiles
-from ..hyvideo_lib.video import FlatWatch
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_VAE, VAEHandle, short_dtype
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.pipeline import VAEWork
+    from ..hyvideo_lib.vae import Tiles
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ def tile_inputs() -> list[Any]:
 def check_tiles(mode: str, size: int, frames: int) -> None:
     """Raises InvalidTiles where the custom numbers are used and do not work."""
     if mode == "custom":
+        from ..hyvideo_lib.vae import Tiles
+
         Tiles(size, frames)
 
 
@@ -81,6 +84,8 @@ def run_in_tiles(
 
     choice: the widgets. video: what is decoded or encoded. Raises OutOfMemory.
     """
+    from ..hyvideo_lib.pipeline import VAEWork
+
     device = handle.managed.load_device
     work = VAEWork.of(handle.vae, *video)
 
@@ -104,6 +109,9 @@ def choose_tiles(
     work: VAEWork, mode: str, size: int, frames: int, shared_norms: bool, free: Callable[[], int]
 ) -> Tiles | None:
     """The tiles of a mode; None is uncut. free: asked for bytes where it matters."""
+    from ..hyvideo_lib.pipeline import FIT, FIT_SHARED
+    from ..hyvideo_lib.vae import Tiles
+
     if mode == "fit":
         return work.choose(FIT_SHARED if shared_norms else FIT, free())
     if mode == "none":
@@ -118,6 +126,8 @@ def kept_in_temp(samples: Tensor) -> Iterator[None]:
     error says where.
     """
     path = comfy_host.temp_folder() / f"hyvideo-{secrets.token_hex(4)}.latent"
+    from ..hyvideo_lib.pipeline import save_native_latents
+
     try:
         save_native_latents(path, samples.float().cpu())
     except HyvError as error:
@@ -183,6 +193,8 @@ class Decode(io.ComfyNode):
         tile_frames: int = 64,
         shared_norms: bool = False,
     ) -> io.NodeOutput:
+        from ..hyvideo_lib.pipeline import describe_tiles, measured
+
         samples = check_samples(latents, vae.vae.config.latent_channels)
         frames, height, width = pixel_frames(samples.shape[2]), *(n * SPATIAL_COMPRESSION for n in samples.shape[3:])
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
@@ -210,6 +222,8 @@ def decode_into(
     Frames leave the device as they are done. Raises NonFiniteOutput.
     """
     host.stage("decoding", 0)
+    from ..hyvideo_lib.video import FlatWatch
+
     done, watch = 0, FlatWatch()
     for pixels in handle.vae.decode_spans(latents.to(host.device), tiles, host):
         if not bool(torch.isfinite(pixels).all()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
@@ -11,11 +11,13 @@ from torch import Tensor
 from ..hyvideo_lib.buckets import BASES, closest_bucket
 from ..hyvideo_lib.errors import InvalidSetting, NonFiniteOutput
 from ..hyvideo_lib.geometry import check_frames, check_size, latent_shape
-from ..hyvideo_lib.vae import Tiles
 from . import comfy_host
 from .decode import TILE_MODES, check_tiles, run_in_tiles, tile_inputs
 from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors
 from .sockets import HYV_VAE, VAEHandle, short_dtype
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.vae import Tiles
 
 LATENT_CHANNELS = 16
 MAX_SIDE, MAX_FRAMES, MAX_BATCH = 4096, 2049, 64

@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from ..hyvideo_lib.attention import attention_names, register
-from ..hyvideo_lib.checkpoint import FileReport, inspect_file, load_any_vae, load_text_encoder, load_transformer
-from ..hyvideo_lib.checkpoint.variants import KIND_NAMES, name_contradiction
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
-from ..hyvideo_lib.memory import BlockSwap, Offloader
-from ..hyvideo_lib.pipeline import DTYPES, Precision, check_file, offload_text_encoder, offload_transformer
-from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
-from ..hyvideo_lib.text.tokenizer import tokenizer_files_in
-from ..hyvideo_lib.transformer import CompileConfig
+from ..hyvideo_lib.pipeline import DTYPES, Precision
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_BLOCK_SWAP, HYV_COMPILE, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.checkpoint import FileReport
+    from ..hyvideo_lib.memory import BlockSwap
+    from ..hyvideo_lib.transformer import CompileConfig
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,13 @@ def resolve(name: str, demo_file: Path, *kinds: str) -> Path:
             "refresh the lists, or choose another one."
         )
     return path
+
+
+def check_file(role: str, path: Path, variant: str | None = None) -> FileReport:
+    """The report on a file that is to play a role. Raises what the library's check raises."""
+    from ..hyvideo_lib import pipeline  # what reads files is imported when there is a file to read
+
+    return pipeline.check_file(role, path, variant)
 
 
 def check_variant(path: Path, variant: str) -> FileReport:
@@ -178,6 +185,10 @@ class LoadTransformer(io.ComfyNode):
         block_swap: BlockSwap | None = None,
         compile: CompileConfig | None = None,
     ) -> io.NodeOutput:
+        from ..hyvideo_lib.checkpoint import load_transformer
+        from ..hyvideo_lib.checkpoint.variants import name_contradiction
+        from ..hyvideo_lib.pipeline import offload_transformer
+
         path = resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS)
         report = check_variant(path, variant)
         contradiction = name_contradiction(path.name, report.variant, (report.variant,))
@@ -290,6 +301,10 @@ class LoadTextEncoders(io.ComfyNode):
         storage: str = "auto",
         device: str = "auto",
     ) -> io.NodeOutput:
+        from ..hyvideo_lib.checkpoint import load_text_encoder
+        from ..hyvideo_lib.pipeline import offload_text_encoder
+        from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder
+
         paths = resolve(llm, assets.LLM, *TEXT_KINDS), resolve(clip, assets.CLIP, *TEXT_KINDS)
         reports = check_file("llm", paths[0]), check_file("clip", paths[1])
         dtype = Precision(text=storage).text_dtype
@@ -353,6 +368,9 @@ class LoadVAE(io.ComfyNode):
     @classmethod
     @names_its_errors
     def execute(cls, file: str, dtype: str = "auto") -> io.NodeOutput:
+        from ..hyvideo_lib.checkpoint import load_any_vae
+        from ..hyvideo_lib.memory import Offloader
+
         path = resolve(file, assets.VAE, *VAE_KINDS)
         report = check_file("vae", path)
         for note in report.notes:
@@ -368,6 +386,8 @@ def find_tokenizer(name: str) -> Path | None:
     A name is a tokenizer's file, or a folder that holds one, in ComfyUI's folders for text encoders.
     Raises FileMissing.
     """
+    from ..hyvideo_lib.text.tokenizer import tokenizer_files_in
+
     name = name.strip()
     if name in ("", FOUND):
         return None
@@ -405,11 +425,15 @@ def fingerprint_tokenizer(name: str | None) -> str:
 
 def describe_file(name: str) -> str:
     """The recogniser's report on a listed file, for people. Raises what it raises, and FileMissing."""
+    from ..hyvideo_lib.checkpoint import inspect_file
+
     return describe_report(inspect_file(resolve(name, assets.TRANSFORMER, *ALL_KINDS)))
 
 
 def describe_report(report: FileReport) -> str:
     """A report in a few lines."""
+    from ..hyvideo_lib.checkpoint.variants import KIND_NAMES
+
     lines = [
         f"{Path(report.path).name}: {KIND_NAMES.get(report.kind, 'unknown')}",
         f"{report.num_parameters / 1e6:,.1f} M parameters in {report.num_tensors} tensors, "

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing
-from ..hyvideo_lib.lora import MAX_STRENGTH, Lora, LoraUse, check_names, parse_blocks, read_lora
-from ..hyvideo_lib.transformer import TransformerConfig
+from ..hyvideo_lib.lora import MAX_STRENGTH
 from . import comfy_host
 from .load import DEMO, fingerprint
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_MODEL, TransformerHandle
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.lora import Lora
+    from ..hyvideo_lib.transformer import TransformerConfig
 
 KINDS = ("loras",)
 DEMO_FILES = {DEMO: assets.LORAS["kohya"], f"{DEMO} (diffusers names)": assets.LORAS["diffusers"]}
@@ -40,6 +44,8 @@ def list_choices() -> list[str]:
 
 def check_choice(name: str, blocks: str) -> None:
     """What can be told before the model is there. Raises FileMissing, and what `check_names` raises."""
+    from ..hyvideo_lib.lora import check_names, parse_blocks
+
     parse_blocks(blocks)
     check_names(resolve(name))
 
@@ -52,6 +58,8 @@ def read(path: Path, config: TransformerConfig) -> Lora:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, stamp: tuple[int, int], config: TransformerConfig) -> Lora:
+    from ..hyvideo_lib.lora import read_lora
+
     return read_lora(path, config)
 
 
@@ -114,6 +122,8 @@ class LoadLora(io.ComfyNode):
         cls, model: TransformerHandle, file: str = DEMO, strength: float = 1.0, blocks: str = ""
     ) -> io.NodeOutput:
         lora = read(resolve(file), model.model.config)
+        from ..hyvideo_lib.lora import LoraUse, parse_blocks
+
         use = LoraUse(lora, strength, parse_blocks(blocks))
         report = "\n".join(filter(None, (lora.coverage.describe(), lora.coverage.warning())))
         comfy_host.show_text(cls.hidden.unique_id, report)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from comfy_api.latest import io
 
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.geometry import check_frames, check_size
-from ..hyvideo_lib.memory.machine import Machine
-from ..hyvideo_lib.memory.plan import CONTEXT_BYTES
-from ..hyvideo_lib.pipeline import GenerateRequest, Precision
-from ..hyvideo_lib.pipeline.plan import PlannedFiles, describe_plan, plan_run
-from ..hyvideo_lib.sampling import GuidanceConfig
 from . import comfy_host
 from .latents import MAX_FRAMES, MAX_SIDE
 from .load import AS_STORED, STORAGE, TEXT_KINDS, TRANSFORMER_KINDS, VAE_KINDS, list_choices, resolve
 from .node import CATEGORY, check_inputs, names_its_errors
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.memory.machine import Machine
 
 RELEASED = "(the released model)"
 THIS_MACHINE = 0.0
@@ -117,6 +117,10 @@ class Plan(io.ComfyNode):
         cfg_scale: float = 1.0,
         gpu_memory: float = THIS_MACHINE,
     ) -> io.NodeOutput:
+        from ..hyvideo_lib.pipeline import GenerateRequest, Precision
+        from ..hyvideo_lib.pipeline.plan import PlannedFiles, describe_plan, plan_run
+        from ..hyvideo_lib.sampling import GuidanceConfig
+
         chosen = {"transformer": transformer, "vae": vae, "llm": llm}
         files = {
             role: None if chosen[role] == RELEASED else resolve(chosen[role], demo_file, *kinds)
@@ -154,6 +158,9 @@ def _file_input(role: str, demo_file: object, kinds: tuple[str, ...], words: str
 
 def machine(gpu_memory: float, device: torch.device) -> Machine:
     """The machine to plan for: a card of so many GiB, or this one for 0."""
+    from ..hyvideo_lib.memory.machine import Machine
+    from ..hyvideo_lib.memory.plan import CONTEXT_BYTES
+
     if gpu_memory:
         return Machine(max(0, int(gpu_memory * 2**30) - CONTEXT_BYTES))
     return Machine(comfy_host.room_bytes(device))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..hyvideo_lib.caches import CacheConfig, CacheReport
 from ..hyvideo_lib.errors import InvalidGuidance, InvalidSetting, InvalidSize
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION
-from ..hyvideo_lib.pipeline import SampleRun, measured
 from ..hyvideo_lib.sampling import (
     SOLVERS,
     GuidanceConfig,
@@ -23,13 +21,16 @@ from ..hyvideo_lib.sampling import (
     truncate_sigmas,
 )
 from ..hyvideo_lib.sampling.denoise import check_levels
-from ..hyvideo_lib.text import TextEmbeds
-from ..hyvideo_lib.transformer import RopeSettings, TransformerConfig
 from ..hyvideo_lib.vae import VAEConfig
 from . import comfy_host
 from .decode import check_samples
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_CACHE, HYV_EMBEDS, HYV_GUIDANCE, HYV_MODEL, HYV_ROPE, Embeds, TransformerHandle
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.caches import CacheConfig, CacheReport
+    from ..hyvideo_lib.text import TextEmbeds
+    from ..hyvideo_lib.transformer import RopeSettings, TransformerConfig
 
 SCALING = VAEConfig().scaling
 """Of HunyuanVideo's latents: LATENT wires carry them unscaled, the transformer wants them multiplied by this."""
@@ -92,6 +93,9 @@ class Sampler(io.ComfyNode):
         mask: Tensor | None = None,
         cache: CacheConfig | None = None,
     ) -> io.NodeOutput:
+        from ..hyvideo_lib.pipeline import SampleRun, measured
+        from ..hyvideo_lib.transformer import RopeSettings
+
         config = model.model.config
         given = check_size_of(check_samples(latents, config.out_channels), config)
         options = replace(guidance_options or GuidanceConfig(), embedded=guidance)

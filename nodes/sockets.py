@@ -8,17 +8,18 @@ repr of a node's inputs to API clients when the node fails, so reprs are short a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 
-from ..hyvideo_lib.checkpoint import FileReport
-from ..hyvideo_lib.lora import LoraUse
-from ..hyvideo_lib.memory import Offloader
-from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder, TextEmbeds
-from ..hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer
-from ..hyvideo_lib.vae import CausalVideoVAE, TinyVAE
+if TYPE_CHECKING:
+    from ..hyvideo_lib.checkpoint import FileReport
+    from ..hyvideo_lib.lora import LoraUse
+    from ..hyvideo_lib.memory import Offloader
+    from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder, TextEmbeds
+    from ..hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer
+    from ..hyvideo_lib.vae import CausalVideoVAE, TinyVAE
 
 HYV_MODEL = io.Custom("HYV_MODEL")
 HYV_TEXT = io.Custom("HYV_TEXT")
@@ -88,6 +89,8 @@ class VAEHandle:
     managed: Any
 
     def __repr__(self) -> str:
+        from ..hyvideo_lib.vae import TinyVAE
+
         kind = "tiny, for previews, " if isinstance(self.vae, TinyVAE) else ""
         dtype = short_dtype(next(self.vae.parameters()).dtype)
         return f"HYV_VAE({kind}{self.vae.config.latent_channels} channels, {dtype})"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 
 from ..hyvideo_lib.errors import FileMissing, InvalidSetting, UnsupportedFile
-from ..hyvideo_lib.pipeline import TEXT_WORKING_BYTES, bringing_layers, load_embeds, save_embeds
-from ..hyvideo_lib.text import TEMPLATES, PromptTemplate, TextEmbeds, encode_prompt
-from ..hyvideo_lib.text.tokens import opening_ids
+from ..hyvideo_lib.text import TEMPLATES, PromptTemplate
 from . import comfy_host
 from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors
 from .sockets import HYV_EMBEDS, HYV_TEMPLATE, HYV_TEXT, Embeds, TextHandle
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.text import TextEmbeds
 
 CUSTOM = "custom"
 MAX_CACHED = 64
@@ -62,6 +63,8 @@ class PromptTemplateNode(io.ComfyNode):
         if text_encoders is None:
             shown = "connect the text encoders to see the crop"
         else:
+            from ..hyvideo_lib.text.tokens import opening_ids
+
             crop = len(opening_ids(text_encoders.llm.tokenizer, template))
             shown = f"the first {crop} tokens are cut off after encoding"
         comfy_host.show_text(cls.hidden.unique_id, shown)
@@ -146,6 +149,9 @@ def encode_cached(handle: TextHandle, prompt: str, template: PromptTemplate, hos
     key = (prompt.strip(), template.text, template.cut_like.text if template.cut_like else "")
     if key in handle.cache:
         return handle.cache[key]
+    from ..hyvideo_lib.pipeline import TEXT_WORKING_BYTES, bringing_layers
+    from ..hyvideo_lib.text import encode_prompt
+
     host.stage("encoding text", 0)
     comfy_host.load(*handle.managed, working_bytes=TEXT_WORKING_BYTES)
     with bringing_layers([managed.offloader for managed in handle.managed], host.check_interrupt):
@@ -210,6 +216,8 @@ def embeds_from_conditioning(conditioning: Any, name: str) -> TextEmbeds:
         )
     mask = extra.get("attention_mask")
     mask = torch.ones(states.shape[:2], dtype=torch.int64) if mask is None else mask.reshape(states.shape[:2])
+    from ..hyvideo_lib.text import TextEmbeds
+
     return TextEmbeds(states.cpu(), mask.to("cpu", torch.int64), pooled.cpu(), (0,) * len(states))
 
 
@@ -240,6 +248,8 @@ class SaveEmbeds(io.ComfyNode):
     @names_its_errors
     def execute(cls, embeds: Embeds, filename_prefix: str = "embeds/hyvideo") -> io.NodeOutput:
         path, _ = comfy_host.next_output(filename_prefix, EMBEDS_SUFFIX)
+        from ..hyvideo_lib.pipeline import save_embeds
+
         save_embeds(path, embeds.positive, embeds.negative, embeds.template)
         shown = f"saved as {path.name}"
         comfy_host.show_text(cls.hidden.unique_id, shown)
@@ -284,6 +294,8 @@ class LoadEmbeds(io.ComfyNode):
     @classmethod
     @names_its_errors
     def execute(cls, file: str) -> io.NodeOutput:
+        from ..hyvideo_lib.pipeline import load_embeds
+
         return io.NodeOutput(Embeds(*load_embeds(find_embeds(file))))
 
 

@@ -1,11 +1,30 @@
 """LoRA: files of every family, their layers found in the model, added while a run goes on and never to its weights."""
 
-from .attach import MAX_STRENGTH, LoraUse, attach, check_strength, lora_bytes
-from .blocks import ALL_BLOCKS, BlockChoice, parse_blocks
-from .coverage import Coverage
-from .read import Lora, check_names, read_lora
-from .update import LowRank
-from .write import FAMILIES, write_lora
+from typing import TYPE_CHECKING
+
+from ..lazy import names_from
+
+if TYPE_CHECKING:
+    from .attaching import LoraUse, attach, lora_bytes
+    from .blocks import ALL_BLOCKS, BlockChoice, parse_blocks
+    from .coverage import Coverage
+    from .read import Lora, check_names, read_lora
+    from .strength import MAX_STRENGTH, check_strength
+    from .update import LowRank
+    from .write import FAMILIES, write_lora
+else:
+    __getattr__ = names_from(
+        __name__,
+        {
+            "attaching": "LoraUse attach lora_bytes",
+            "blocks": "ALL_BLOCKS BlockChoice parse_blocks",
+            "coverage": "Coverage",
+            "read": "Lora check_names read_lora",
+            "strength": "MAX_STRENGTH check_strength",
+            "update": "LowRank",
+            "write": "FAMILIES write_lora",
+        },
+    )
 
 __all__ = [
     "ALL_BLOCKS",

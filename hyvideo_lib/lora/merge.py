@@ -28,7 +28,7 @@ from ..checkpoint.write import write_safetensors
 from ..errors import InvalidSetting, UnsupportedFile, WrongKind
 from ..host import HeadlessHost, Host
 from ..quant import FP8_DTYPES, cast_fp8, quantize_fp8
-from .attach import LoraUse, collect_updates
+from .attaching import LoraUse, collect_updates
 from .blocks import ALL_BLOCKS, BlockChoice
 from .coverage import Coverage
 from .names import layer_sizes

@@ -4,21 +4,47 @@
 several.
 """
 
-from .caches import check_cache
-from .clock import STAGES, Clock
-from .embeds import load_embeds, save_embeds
-from .files import Files, check_file, check_files
-from .latents import check_latents, load_latents, save_latents, save_native_latents
-from .loras import LoraChoice, check_loras, load_loras
-from .notices import Notice
-from .precision import COMPUTE_DTYPES, DTYPES, Precision
-from .report import RunReport, StageReport, describe_tiles, measured
-from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
-from .run import Result, generate
-from .sampler import SampleRun, offload_transformer
-from .stages import PixelStage, SampleStage, Texts, TextStage
-from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
-from .tiles import FIT, FIT_SHARED, TilesChoice, VAEWork, tiles_settings
+from typing import TYPE_CHECKING
+
+from ..lazy import names_from
+
+if TYPE_CHECKING:
+    from .caches import check_cache
+    from .clock import STAGES, Clock
+    from .embeds import load_embeds, save_embeds
+    from .files import Files, check_file, check_files
+    from .latents import check_latents, load_latents, save_latents, save_native_latents
+    from .loras import LoraChoice, check_loras, load_loras
+    from .notices import Notice
+    from .precision import COMPUTE_DTYPES, DTYPES, Precision
+    from .report import RunReport, StageReport, describe_tiles, measured
+    from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
+    from .run import Result, generate
+    from .sampler import SampleRun, offload_transformer
+    from .stages import PixelStage, SampleStage, Texts, TextStage
+    from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
+    from .tiles import FIT, FIT_SHARED, TilesChoice, VAEWork, tiles_settings
+else:
+    __getattr__ = names_from(
+        __name__,
+        {
+            "caches": "check_cache",
+            "clock": "STAGES Clock",
+            "embeds": "load_embeds save_embeds",
+            "files": "Files check_file check_files",
+            "latents": "check_latents load_latents save_latents save_native_latents",
+            "loras": "LoraChoice check_loras load_loras",
+            "notices": "Notice",
+            "precision": "COMPUTE_DTYPES DTYPES Precision",
+            "report": "RunReport StageReport describe_tiles measured",
+            "request": "NEGATIVE_PROMPT GenerateRequest check_prompt",
+            "run": "Result generate",
+            "sampler": "SampleRun offload_transformer",
+            "stages": "PixelStage SampleStage Texts TextStage",
+            "texts": "TEXT_WORKING_BYTES bringing_layers offload_text_encoder",
+            "tiles": "FIT FIT_SHARED TilesChoice VAEWork tiles_settings",
+        },
+    )
 
 __all__ = [
     "COMPUTE_DTYPES",

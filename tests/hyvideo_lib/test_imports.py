@@ -15,12 +15,13 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hyvideo_lib"
-GROUND = {"errors", "host", "geometry", "finite"}
+GROUND = {"errors", "host", "geometry", "finite", "lazy"}
 MODELS = {"transformer", "vae", "text"}
 LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "memory", "quant", "sampling"}
 LIBRARY |= {"caches", "checkpoint", "lora", "video"}
 MAY_IMPORT = {
     "errors": set(),
+    "lazy": set(),
     "host": {"errors"},
     "geometry": {"errors"},
     "finite": {"errors"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "caches": {"errors", "atomic", "sampling"},  # of the transformer it sees tokens only
     "quant": {"errors", "transformer"},  # its layers are the transformer's, with another cast
     "checkpoint": GROUND | MODELS | {"atomic", "quant"},
-    "lora": {"errors", "host", "atomic", "transformer", "quant", "checkpoint"},
+    "lora": {"errors", "lazy", "host", "atomic", "transformer", "quant", "checkpoint"},
     "video": {"errors", "geometry", "atomic"},
     "demo": LIBRARY,
     "pipeline": LIBRARY | {"demo"},

@@ -78,7 +78,7 @@ def test_another_strength_moves_no_weights_and_reads_no_file(pack, lora, use, sa
     part = type(model.offloader._fixed)
     move = part.move
     monkeypatch.setattr(part, "move", lambda self, device: (moved.append(self), move(self, device)))
-    monkeypatch.setattr(lora, "read_lora", lambda *given: read.append(given))
+    monkeypatch.setattr(pack.hyvideo_lib.lora, "read_lora", lambda *given: read.append(given))
     videos = [sample(model=use(strength=strength))[0]["samples"] for strength in (0.5, -1.0)]
     assert (moved, read) == ([], [])
     assert not torch.equal(*videos)

@@ -12,7 +12,7 @@ from tiny_lora import make_layers
 from torch import Tensor, nn
 
 from hyvideo_lib.checkpoint.joined import join_linear
-from hyvideo_lib.lora.attach import make_adapters
+from hyvideo_lib.lora.attaching import make_adapters
 from hyvideo_lib.lora.update import Update
 from hyvideo_lib.quant import install, quantize_fp8
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear

@@ -6,7 +6,6 @@ rest, and what is taken away again leaves no trace.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from ..transformer.ops import Adapter, Conv3d, Linear
 from .blocks import ALL_BLOCKS, BlockChoice
 from .names import layer_sizes
 from .read import Lora
+from .strength import check_strength
 from .update import Weighted, joined_diffs, joined_factors
 
-MAX_STRENGTH = 10.0
 Adapted = Linear | Conv3d
 
 
@@ -42,16 +41,6 @@ class LoraUse:
     def __post_init__(self) -> None:
         check_strength(self.strength)
         self.blocks.check(self.lora.config.num_double_blocks, self.lora.config.num_single_blocks)
-
-
-def check_strength(strength: float) -> float:
-    """The strength itself. Raises InvalidSetting outside -10..10."""
-    if not math.isfinite(strength) or abs(strength) > MAX_STRENGTH:
-        raise InvalidSetting(
-            f"The LoRA's strength is {strength:g}, but must be from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}. 1 is as "
-            "trained, 0 is off."
-        )
-    return strength
 
 
 class LinearAdapter:
