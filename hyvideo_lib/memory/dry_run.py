@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default,)
+PADDINGS = (torch.ops.aten.replication_pad3d.default,)
+"""They keep channels innermost on a CPU, and not on the meta device."""
 UNFOLDED_NUMBERS = 20480
 """Up to so many in the first four dims of an input, PyTorch convolves one item itself."""
 
@@ -33,6 +35,7 @@ class AllocationCounter(TorchDispatchMode):
     def __init__(self, is_cpu: bool = False) -> None:
         super().__init__()
         self._copied = CONVOLUTIONS if is_cpu else ()
+        self._ordered = PADDINGS if is_cpu else ()
         self.level = self.peak = 0
         self._known: set[int] = set()
 
@@ -47,6 +50,8 @@ class AllocationCounter(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._know(tensor, 0)
         result = func(*args, **(kwargs or {}))
+        if func in self._ordered and not args[0].is_contiguous():
+            result = result.contiguous(memory_format=torch.channels_last_3d)
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._know(tensor, tensor.untyped_storage().nbytes())

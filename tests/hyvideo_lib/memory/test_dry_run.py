@@ -63,3 +63,11 @@ def test_a_cpus_convolutions_count_the_librarys_copies():
     wanted = F.conv3d(x, weight).nbytes
     assert count_peak(lambda: F.conv3d(x, weight)) == wanted
     assert count_peak(lambda: F.conv3d(x, weight), AllocationCounter(True)) == wanted + x.nbytes + weight.nbytes
+
+
+def test_a_cpus_padding_keeps_channels_innermost():
+    x = torch.empty(1, 64, 6, 20, 20, device=META).contiguous(memory_format=torch.channels_last_3d)
+    real = F.pad(torch.empty_like(x, device="cpu"), (1, 1, 1, 1, 2, 0), mode="replicate")
+    with AllocationCounter(True):
+        padded = F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate")
+    assert padded.stride() == real.stride()
