@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default,)
-PADDINGS = (torch.ops.aten.replication_pad3d.default,)
+ORDERED = (torch.ops.aten.replication_pad3d.default,)
 """They keep channels innermost on a CPU, and not on the meta device."""
 UNFOLDED_NUMBERS = 20480
 """Up to so many in the first four dims of an input, PyTorch convolves one item itself."""
@@ -35,7 +35,7 @@ class AllocationCounter(TorchDispatchMode):
     def __init__(self, is_cpu: bool = False) -> None:
         super().__init__()
         self._copied = CONVOLUTIONS if is_cpu else ()
-        self._ordered = PADDINGS if is_cpu else ()
+        self._ordered = ORDERED if is_cpu else ()
         self.level = self.peak = 0
         self._known: set[int] = set()
 
