@@ -14,7 +14,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
-from benchmarks import caches, demo, lean, load, swap, transformer, vae
+from benchmarks import caches, demo, lean, load, plan, swap, transformer, vae
 from benchmarks.rows import Options, Report
 
 BENCHMARKS = {
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "load": load.run,
     "swap": swap.run,
     "caches": caches.run,
+    "plan": plan.run,
     "demo": demo.run,
 }
 """Name to a generator of rows."""

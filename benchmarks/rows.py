@@ -1,8 +1,8 @@
 """What a benchmark says: one JSON object a line, and a table for people at the end.
 
 Every row has `benchmark`, `case`, `side` and `kind`. Measured rows (one per side) carry seconds and bytes; computed
-rows (side "ratio") carry ours divided by a peer's; simulated rows carry what a model of a machine says; a side that
-could not run says why in `skipped`.
+rows (side "ratio") carry ours divided by a peer's; predicted rows carry foretold and measured bytes; simulated rows
+carry what a model of a machine says; a side that could not run says why in `skipped`.
 """
 
 from __future__ import annotations
@@ -124,6 +124,19 @@ def simulated_row(benchmark: str, case: str, side: str, seconds: float, stalled:
     }
 
 
+def predicted_row(benchmark: str, case: str, predicted: int, measured: int) -> Row:
+    """Working memory as it was foretold and as it was, in bytes."""
+    return {
+        "benchmark": benchmark,
+        "case": case,
+        "side": OURS,
+        "kind": "predicted",
+        "predicted_bytes": predicted,
+        "working_memory_bytes": measured,
+        "working_memory": predicted / measured,
+    }
+
+
 def compared_rows(benchmark: str, case: str, results: Mapping[str, Measurement], difference: float) -> Iterator[Row]:
     """A row per side, then one ratio per peer. difference: of the sides' outputs, relative to the largest number."""
     for side, result in results.items():
@@ -188,6 +201,9 @@ def _numbers(row: Row) -> tuple[str, str, str]:
             f"{row['stalled_share']:.1%} stalled",
             f"{row['moved_bytes'] / 2**20:.0f} MiB moved",
         )
+    if row["kind"] == "predicted":
+        said, was = (row[name] / 2**20 for name in ("predicted_bytes", "working_memory_bytes"))
+        return f"predicted {said:.1f} MiB", f"measured {was:.1f} MiB", f"x {row['working_memory']:.2f}"
     spread = f"{row['seconds_min']:.3g} - {row['seconds_max']:.3g}"
     if row["kind"] == "computed":
         memory = "" if row["working_memory"] is None else f"x {row['working_memory']:.2f}"

@@ -18,19 +18,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default,)
+ORDERED = (torch.ops.aten.replication_pad3d.default,)
+"""They keep channels innermost on a CPU, and not on the meta device."""
+UNFOLDED_NUMBERS = 20480
+"""Up to so many in the first four dims of an input, PyTorch convolves one item itself."""
 
 
 class AllocationCounter(TorchDispatchMode):
     """Bytes of the storages that operations inside this context made: `level` now, `peak` at most.
 
     Storages that were there before, such as weights and inputs, are not counted. What an operation allocates inside
-    itself and gives back before it ends is not seen. On a CPU (is_cpu) that is counted for convolutions, whose library
-    makes copies of input and weight in an order of its own; elsewhere the operations used here take little so.
+    itself and gives back before it ends is not seen. On a CPU (is_cpu) that is counted for convolutions
+    (`convolution_copies`); elsewhere the operations used here take little so.
     """
 
     def __init__(self, is_cpu: bool = False) -> None:
         super().__init__()
         self._copied = CONVOLUTIONS if is_cpu else ()
+        self._ordered = ORDERED if is_cpu else ()
         self.level = self.peak = 0
         self._known: set[int] = set()
 
@@ -45,11 +50,13 @@ class AllocationCounter(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._know(tensor, 0)
         result = func(*args, **(kwargs or {}))
+        if func in self._ordered and not args[0].is_contiguous():
+            result = result.contiguous(memory_format=torch.channels_last_3d)
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._know(tensor, tensor.untyped_storage().nbytes())
-        if func in self._copied and any(size > 1 for size in args[1].shape[2:]):
-            self.add_spike(args[0].nbytes + args[1].nbytes)
+        if func in self._copied:
+            self.add_spike(convolution_copies(args[0], args[1], result))
         return result
 
     def _know(self, tensor: Tensor, num_bytes: int) -> None:
@@ -64,6 +71,24 @@ class AllocationCounter(TorchDispatchMode):
     def _forget(self, key: int, num_bytes: int) -> None:
         self._known.discard(key)
         self.level -= num_bytes
+
+
+def convolution_copies(x: Tensor, weight: Tensor, out: Tensor) -> int:
+    """Bytes that PyTorch 2.13 with oneDNN takes on a CPU for a moment to convolve x, as its allocator tells them.
+
+    A small input is unfolded, a copy for every tap. Else in 2D the weight is put into the library's order, after one
+    with channels innermost if it is not so; in 3D input and weight are, the input after a contiguous copy.
+    """
+    kernel = weight.shape[2:]
+    if kernel.numel() == 1:
+        return 0
+    if len(x) == 1 and x.shape[:4].numel() <= UNFOLDED_NUMBERS:
+        return out[:, :1].nbytes * weight[0].numel() + (0 if x.is_contiguous() else x.nbytes)
+    if len(kernel) == 2:
+        return weight.nbytes * (1 if weight.is_contiguous(memory_format=torch.channels_last) else 2)
+    if x.is_contiguous():
+        return weight.nbytes + x.nbytes
+    return weight.nbytes + max(weight.nbytes, 2 * x.nbytes)
 
 
 class _FusedAttention(TorchFunctionMode):

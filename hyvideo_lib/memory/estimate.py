@@ -77,8 +77,9 @@ def text_bytes(hidden_size: int, inner_size: int, tokens: int, item_size: int, i
 
     hidden_size, inner_size: widths of a token outside and inside the MLP. item_size: of a number in the compute dtype.
     is_cast: weights are stored otherwise, so that the largest is there once more in the compute dtype. Alive are the
-    residual, its norm, and inside the MLP two or three tensors: what was gated, what it multiplies, the product.
+    embeddings, the layer's input, the residual, its norm, and inside the MLP two or three tensors: what was gated, what
+    it multiplies, the product.
     """
     cast = hidden_size * inner_size * item_size if is_cast else 0
     wide, inner = tokens * hidden_size * item_size, tokens * inner_size * item_size
-    return max(2 * wide + 3 * inner, 2 * wide + 2 * inner + cast)
+    return 4 * wide + 2 * inner + max(inner, cast)

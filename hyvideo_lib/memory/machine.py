@@ -26,17 +26,16 @@ def _card(gib: int, tera: float) -> Card:
 
 
 CARDS = {
-    "rtx3060": _card(12, 25.5),
     "rtx3090": _card(24, 71),
-    "rtx4060ti": _card(16, 44),
-    "rtx4070": _card(12, 58),
     "rtx4080": _card(16, 97.5),
-    "rtx4090": _card(24, 165),
-    "rtx5090": _card(32, 209),
+    "rtx4090": _card(24, 165.2),
+    "rtx5090": _card(32, 209.5),
     "a100": _card(80, 312),
     "h100": _card(80, 989),
 }
-"""Stated peaks, which no program reaches: times computed from them are the least that can be."""
+"""Stated peaks without sparsity, which no program reaches: times computed from them are the least that can be.
+
+From the maker's architecture papers and data sheets; h100 is the SXM form. Only cards whose number is beyond doubt."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ..geometry import latent_shape
 from ..memory.dry_run import AllocationCounter, count_peak
 from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import CausalVideoVAE, Tiles
+from ..vae.stand_in import meta_stands_for
 
 
 class _FirstBlocks:
@@ -74,26 +75,31 @@ def encode_work(sketch: CausalVideoVAE, size: tuple[int, int, int], tiles: Tiles
 
 
 def _count_tiles(sketch: CausalVideoVAE, name: str, call: Callable[[], object], is_cpu: bool) -> int:
-    """The peak of a call that maps every tile by the method of that name, each shape of tile being run only once."""
+    """The peak of a call that maps every tile by the method of that name, run once for each number of frames.
+
+    The first tile of so many frames is a whole one; what is cut off at an edge is counted as if it took as much.
+    """
     counter = AllocationCounter(is_cpu)
-    known: dict[tuple[int, ...], tuple[int, tuple[int, ...], torch.dtype]] = {}
+    known: dict[int, tuple[int, torch.Size, torch.Size]] = {}
     method = getattr(sketch, name)
 
     def one_tile(tile: Tensor) -> Tensor:
-        key = tuple(tile.shape)
-        if key in known:
-            work, shape, dtype = known[key]
+        frames = tile.shape[2]
+        if frames in known:
+            work, first, made = known[frames]
             counter.add_spike(work)
-            return _meta(*shape, dtype=dtype)
+            sides = (n * new // old for n, new, old in zip(made[3:], tile.shape[3:], first[3:], strict=True))
+            return _meta(*made[:3], *sides, dtype=tile.dtype)
         level, counter.peak, peak = counter.level, counter.level, counter.peak
-        made: Tensor = method(tile)
-        known[key] = counter.peak - level, tuple(made.shape), made.dtype
+        result: Tensor = method(tile)
+        known[frames] = counter.peak - level, tile.shape, result.shape
         counter.peak = max(peak, counter.peak)
-        return made
+        return result
 
     setattr(sketch, name, one_tile)
     try:
-        return count_peak(call, counter)
+        with meta_stands_for("cpu" if is_cpu else "cuda"):
+            return count_peak(call, counter)
     finally:
         delattr(sketch, name)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..lora import lora_bytes
 from ..memory import BlockSwap, Offloader
 from ..memory.estimate import lean_steps, text_bytes
 from ..memory.machine import Machine
@@ -18,6 +19,7 @@ from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import Tiles
 from .dry_run import decode_work, transformer_work
 from .ladder import describe_lean
+from .loras import load_loras
 from .precision import Precision
 from .report import describe_tiles
 from .request import GenerateRequest
@@ -86,9 +88,10 @@ def plan_run(
     device: torch.device,
     swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
 ) -> Plan:
-    """Plan a request on a machine. device: the kind that it computes on. Reads headers only.
+    """Plan a request on a machine. device: the kind that it computes on. Reads headers only, and LoRAs.
 
-    Raises what checking the files raises, and InvalidSetting for weights that cannot rest as asked.
+    Raises what checking the files and reading the LoRAs raises, and InvalidSetting for weights that cannot rest as
+    asked, or a step cache that cannot be used with this transformer.
     """
     model = sketch_transformer(files.transformer, precision, device)
     offloader = offload_transformer(model, swap)
@@ -121,7 +124,7 @@ def plan_run(
 def _sample_ways(request: GenerateRequest, model: HunyuanVideoTransformer, offloader: Offloader) -> Iterator[Way]:
     """As asked, then with less memory and more time."""
     shape, steps = request.latent_shape, max(1, round(request.steps * request.strength))
-    beside = memo_bytes(offloader, model, steps, request.guidance.uses_cfg)
+    beside = memo_bytes(offloader, model, steps, request.guidance.uses_cfg) + _extra_bytes(request, model)
     latents = 4 * model.config.out_channels * shape[0] * shape[1] * shape[2]
     is_batched = request.guidance.uses_cfg and request.guidance.batched
     for batch in (2, 1) if is_batched else (1,):
@@ -130,6 +133,18 @@ def _sample_ways(request: GenerateRequest, model: HunyuanVideoTransformer, offlo
             labels = turns if lean == LeanConfig() else [*turns, f"{describe_lean(lean)}, which happens by itself"]
             work = transformer_work(model, shape, TEXT_TOKENS, batch, lean)
             yield Way(", ".join(labels), work + beside + LATENT_COPIES * latents)
+
+
+def _extra_bytes(request: GenerateRequest, model: HunyuanVideoTransformer) -> int:
+    """What LoRAs and a step cache take on the device."""
+    config, item_size = model.config, model.compute_dtype.itemsize
+    extra = lora_bytes(load_loras(request.loras, config), item_size) if request.loras else 0
+    if request.cache is not None:
+        sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
+        request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
+        branches = 2 if request.guidance.uses_cfg else 1
+        extra += request.cache.device_bytes(config.hidden_size, _image_tokens(request, model), item_size, branches)
+    return extra
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:

@@ -118,12 +118,16 @@ def head_groups(num_heads: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 def pieces(x: Tensor, spans: Spans, config: LeanConfig) -> Iterator[tuple[int, int, Mods]]:
-    """(low, high, mods): chunks of x's tokens in order, each within one span."""
+    """(low, high, mods): chunks of x's tokens in order, each within one span.
+
+    Without numbers (on the meta device), where only the memory counts, those in the middle are left out.
+    """
     length = x.shape[1]
     size = config.chunk_size(length)
     for start, end, mods in spans:
         last = length if end is None else min(end, length)
-        for low in range(start, last, size):
+        lows = range(start, last, size)
+        for low in (*lows[:1], *lows[1:][-1:]) if x.is_meta else lows:
             yield low, min(low + size, last), mods
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import winograd
+from .stand_in import device_type
 
 Prepare = Callable[[Tensor, Tensor], None]
 """Writes into its second argument what is to be convolved of its first, a few frames."""
@@ -40,7 +41,7 @@ def empty_video(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def frames_at_once(frames: Tensor) -> int:
     """How many of frames [T, C, H, W] make a good piece, at least one."""
-    elements = CPU_ELEMENTS if frames.device.type == "cpu" else GPU_ELEMENTS
+    elements = CPU_ELEMENTS if device_type(frames) == "cpu" else GPU_ELEMENTS
     return max(elements // frames[0].numel(), 1)
 
 
@@ -54,7 +55,8 @@ def windows(frames: Tensor, past: int, edges: Edges, prepare: Prepare = copy_fra
 
     All are prepared and padded by their edges. The first window is frame 0 alone, without a past: that would be copies
     of it, and as such they stand in the second one. Later n are even, but for the last. A window is good until the next
-    one is asked for, as its memory is used again.
+    one is asked for, as its memory is used again. Without numbers (on the meta device), where only the memory counts,
+    windows in the middle are left out: they are like the second one.
     """
     total, channels, height, width = frames.shape
     left, right, top, bottom = edges
@@ -74,7 +76,8 @@ def windows(frames: Tensor, past: int, edges: Edges, prepare: Prepare = copy_fra
     fill(0, buffer[:1])
     yield 0, buffer[:1]
     buffer[1:past] = buffer[:1]
-    for start in range(1, total, step or 1):
+    starts = range(1, total, step or 1)
+    for start in (*starts[:2], *starts[2:][-1:]) if frames.is_meta else starts:
         end = past + min(step, total - start)
         fill(start, buffer[past:end])
         yield start, buffer[:end]

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .stand_in import device_type
+
 MIN_CHANNELS = 64
 """Below this a convolution is as quick as the sums around it."""
 MIN_PIXELS = 2048
@@ -25,7 +27,7 @@ MIN_PIXELS = 2048
 def pays(frames: Tensor, weight: Tensor) -> bool:
     """Whether frames [T, C, H, W] are worth it: float32 on a CPU, where nothing of the kind is built in."""
     pixels = frames.shape[0] * frames.shape[2] * frames.shape[3]
-    is_plain_float = frames.dtype == torch.float32 and frames.device.type == "cpu"
+    is_plain_float = frames.dtype == torch.float32 and device_type(frames) == "cpu"
     return is_plain_float and frames.shape[0] > 2 and min(weight.shape[:2]) >= MIN_CHANNELS and pixels >= MIN_PIXELS
 
 

@@ -28,6 +28,7 @@ BY_KIND = {
         "working_memory_bytes",
     },
     "computed": {"peer", "seconds", "seconds_min", "seconds_max", "repeats", "working_memory"},
+    "predicted": {"predicted_bytes", "working_memory_bytes", "working_memory"},
     "skipped": {"skipped"},
 }
 CPU = torch.device("cpu")
@@ -61,6 +62,15 @@ def test_the_lean_blocks_are_compared_with_the_plain_ones_and_with_what_was_pred
     assert len(ratios) == 10
     assert all(row["peer"] == "plain" and row["output_difference"] < 1e-5 for row in ratios)
     assert all(0 < row["predicted_working_memory"] < 1 for row in ratios)
+
+
+def test_the_planners_predictions_are_close_to_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run("plan", "--dtype", "float32", capsys=capsys)
+    assert {row["case"].partition(",")[0] for row in rows} == {"transformer", "VAE", "text encoder"}
+    assert all(set(row) >= COMMON | BY_KIND["predicted"] for row in rows)
+    ratios = {row["case"]: row["working_memory"] for row in rows}
+    assert all(0.7 < ratio < 1.4 for ratio in ratios.values()), ratios
+    assert all(0.95 < ratio < 1.05 for case, ratio in ratios.items() if case.startswith("VAE")), ratios
 
 
 def test_loading_says_cold_and_warm_and_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

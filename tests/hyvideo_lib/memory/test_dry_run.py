@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from hyvideo_lib.memory.dry_run import AllocationCounter, count_peak
+from hyvideo_lib.memory.dry_run import AllocationCounter, convolution_copies, count_peak
 
 META = torch.device("meta")
 
@@ -47,3 +47,27 @@ def test_a_spike_counts_on_top_of_what_is_there():
         return y
 
     assert count_peak(call, counter) == 1400
+
+
+def test_a_cpus_convolutions_count_the_librarys_copies():
+    weight, flat = torch.empty(8, 128, 3, 3, 3, device=META), torch.empty(8, 128, 3, 3, device=META)
+    x = torch.empty(1, 128, 8, 66, 66, device=META)
+    out = torch.empty(1, 8, 6, 64, 64, device=META)
+    innermost = x.contiguous(memory_format=torch.channels_last_3d)
+    assert convolution_copies(x, weight, out) == x.nbytes + weight.nbytes
+    assert convolution_copies(innermost, weight, out) == 2 * x.nbytes + weight.nbytes
+    assert convolution_copies(innermost[:, :, 0], flat, out[:, :, 0]) == 2 * flat.nbytes
+    small = x[:, :, :3, :8, :8].contiguous()
+    assert convolution_copies(small, weight, out[..., :1, :6, :6].contiguous()) == 36 * 128 * 27 * 4
+    assert convolution_copies(x, torch.empty(8, 128, 1, 1, 1, device=META), out) == 0
+    wanted = F.conv3d(x, weight).nbytes
+    assert count_peak(lambda: F.conv3d(x, weight)) == wanted
+    assert count_peak(lambda: F.conv3d(x, weight), AllocationCounter(True)) == wanted + x.nbytes + weight.nbytes
+
+
+def test_a_cpus_padding_keeps_channels_innermost():
+    x = torch.empty(1, 64, 6, 20, 20, device=META).contiguous(memory_format=torch.channels_last_3d)
+    real = F.pad(torch.empty_like(x, device="cpu"), (1, 1, 1, 1, 2, 0), mode="replicate")
+    with AllocationCounter(True):
+        padded = F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate")
+    assert padded.stride() == real.stride()

@@ -108,5 +108,5 @@ def test_other_words_are_refused(text):
 
 def test_cards_are_found_however_they_are_spaced():
     assert find_card("RTX 4090") == find_card("rtx-4090") == CARDS["rtx4090"]
-    with pytest.raises(InvalidSetting, match="rtx3060"):
+    with pytest.raises(InvalidSetting, match="rtx3090"):
         find_card("rtx 9999")

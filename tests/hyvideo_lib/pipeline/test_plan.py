@@ -7,14 +7,17 @@ import pytest
 import tiny
 import torch
 
+from hyvideo_lib.caches import CacheConfig
 from hyvideo_lib.checkpoint import load_text_encoder, load_transformer, load_vae
 from hyvideo_lib.cli import main
 from hyvideo_lib.demo import assets
+from hyvideo_lib.lora import lora_bytes
 from hyvideo_lib.memory import module_bytes
 from hyvideo_lib.memory.dry_run import AllocationCounter
 from hyvideo_lib.memory.machine import Machine
-from hyvideo_lib.pipeline import GenerateRequest, Precision, offload_transformer
+from hyvideo_lib.pipeline import GenerateRequest, LoraChoice, Precision, offload_transformer
 from hyvideo_lib.pipeline.dry_run import decode_work, encode_work, transformer_work
+from hyvideo_lib.pipeline.loras import load_loras
 from hyvideo_lib.pipeline.plan import PlannedFiles, describe_plan, plan_run
 from hyvideo_lib.pipeline.sketch import sketch_text, sketch_transformer, sketch_vae, weights_of
 from hyvideo_lib.sampling import GuidanceConfig
@@ -85,6 +88,33 @@ def test_small_memory_swaps_and_then_changes_the_way():
     assert not hopeless.fits
     assert hopeless.stages[1].way.label.startswith("CFG in turn")
     assert "--storage-dtype" in describe_plan(hopeless)
+
+
+def test_loras_and_a_step_cache_are_counted_as_a_run_counts_them():
+    def work(request: GenerateRequest) -> int:
+        return plan_run(request, DEMO, Precision(), Machine(2**40), CUDA).stages[1].way.work
+
+    config = sketch_transformer(assets.TRANSFORMER, Precision(), CUDA).config
+    choices = (LoraChoice(assets.LORAS["kohya"]),)
+    bfloat16, tokens = 2, 5 * 4 * 4
+    cache = CacheConfig("teacache")
+    wanted = lora_bytes(load_loras(choices, config), bfloat16)
+    assert wanted > 0
+    assert work(replace(REQUEST, loras=choices)) - work(REQUEST) == wanted
+    wanted = cache.device_bytes(config.hidden_size, tokens, bfloat16, 1)
+    assert wanted > 0
+    assert work(replace(REQUEST, cache=cache)) - work(REQUEST) == wanted
+
+
+def test_the_command_line_takes_loras_and_a_step_cache(capsys):
+    words = ["plan", "--transformer", str(assets.TRANSFORMER), "--width", "64", "--height", "64", "--frames", "17"]
+    words += ["--gpu-memory", "24GiB", "--json"]
+    works = []
+    for more in ([], ["--lora", str(assets.LORAS["kohya"])], ["--cache", "teacache:0.1"]):
+        assert main([*words, *more]) == 0
+        works.append(json.loads(capsys.readouterr().out)["stages"]["sample"]["working_bytes"])
+    assert works[0] < min(works[1:])
+    assert main([*words, "--lora", "no_such.safetensors"]) == 2
 
 
 def test_times_are_told_only_for_a_known_speed_and_as_computed():
