@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import decode, info, latents, load, lora, options, sample, text
+from . import decode, info, latents, load, lora, options, plan, sample, text
 
-MODULES = (load, text, latents, options, lora, sample, decode, info)
+MODULES = (load, text, latents, options, lora, sample, decode, info, plan)
 
 
 def list_nodes() -> list[type[io.ComfyNode]]:

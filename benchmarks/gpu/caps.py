@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from benchmarks.gpu import card
 from benchmarks.gpu.clips import Clip, clips
@@ -15,6 +14,7 @@ from benchmarks.transformer import GUIDANCE
 from hyvideo_lib.memory.estimate import choose_lean, transformer_bytes
 from hyvideo_lib.pipeline import offload_transformer
 from hyvideo_lib.transformer import HunyuanVideoTransformer
+from hyvideo_lib.transformer.lean import ready_together
 
 CAPS = (24.0, 16.0, 12.0, 8.0)
 SYSTEM = 0.5
@@ -57,6 +57,8 @@ def one_step(model: HunyuanVideoTransformer, clip: Clip, gib: float, case: str, 
 
 
 def largest_cast(model: HunyuanVideoTransformer) -> int:
-    """Bytes of the largest weight that is cast when it is used, as a copy in the compute dtype."""
-    linears = (layer for block in model.blocks for layer in block.modules() if isinstance(layer, nn.Linear))
-    return max(layer.weight.numel() for layer in linears) * model.compute_dtype.itemsize
+    """Bytes of the weights that are cast at one time, as copies in the compute dtype."""
+    together = (part for block in model.blocks for part in ready_together(block))
+    return (
+        max(sum(layer.in_features * rows for layer, rows in part) for part in together) * model.compute_dtype.itemsize
+    )

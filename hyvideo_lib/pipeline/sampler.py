@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from ..memory.memo import KEPT
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
 from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
+from ..transformer.blocks import DoubleBlock, SingleBlock
+from ..transformer.lean import ready_together
 from ..transformer.ops import Linear
 from .ladder import Ladder
 
@@ -166,10 +169,14 @@ class SampleRun:
         return kept + lora_bytes(self.loras, item_size) + self._memo_bytes() + self._cast_bytes(item_size)
 
     def _cast_bytes(self, item_size: int) -> int:
-        """The largest weight that is cast when it is used, which is a copy for as long as that takes."""
-        linears = [layer for block in self.model.blocks for layer in block.modules() if isinstance(layer, Linear)]
-        cast = [layer for layer in linears if _rests_otherwise(layer, self.model.compute_dtype)]
-        return max((layer.in_features * layer.out_features for layer in cast), default=0) * item_size
+        """The most weights that are cast at one time, which are copies for as long as they are used."""
+        dtype = self.model.compute_dtype
+        numbers = (
+            sum(layer.in_features * rows for layer, rows in together if _rests_otherwise(layer, dtype))
+            for block in self.model.blocks
+            for together in ready_together(cast(DoubleBlock | SingleBlock, block))
+        )
+        return max(numbers, default=0) * item_size
 
     def _memo_bytes(self) -> int:
         if self.source is None:

@@ -30,10 +30,17 @@ class Fp8MatmulLinear(ScaledLinear):
         super().__init__(in_features, out_features, bias)
         self.register_buffer("input_scale", torch.ones(1))
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+    def ready_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor | None:
+        return super().ready_weight(dtype, rows) if self._is_odd(rows) else None
+
+    def _is_odd(self, rows: slice) -> bool:
+        """Whether these rows cannot be multiplied in fp8."""
+        return any(size % MULTIPLE for size in self.weight[rows].shape)
+
+    def forward(self, x: Tensor, rows: slice = slice(None), ready: Tensor | None = None) -> Tensor:
+        if self._is_odd(rows):
+            return super().forward(x, rows, ready)
         weight = self.weight[rows]
-        if any(size % MULTIPLE for size in weight.shape):
-            return super().forward(x, rows)
         y = multiply_fp8(x, weight, self.weight_scale, self.input_scale)
         if self.bias is not None:
             y = y + self.bias[rows].to(x.dtype)

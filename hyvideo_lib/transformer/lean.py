@@ -9,7 +9,7 @@ one group only; the modulated input is made anew for each. The streams are overw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -65,11 +65,17 @@ class Joint:
             self._rows = [slice(0, 3 * num_heads * self._width)]  # one product instead of three
         self.q, self.k, self.v = (like.new_empty(batch, self._count, length, self._width) for _ in range(3))
 
-    def put(self, stream: Stream, low: int, high: int, mods: Mods, pieces: Pieces) -> None:
-        """Make and store the stream's tokens low..high; q and k are normed, and rotated if the stream says so."""
-        a = pieces.modulate(stream.x[:, low:high], mods[0], mods[1])
-        parts = [part for rows in self._rows for part in self._split(stream.linear(a, rows))]  # [B, chunk, n, D] each
-        del a
+    def fill(self, stream: Stream, form: Form) -> None:
+        """Make and store the stream's tokens. What its weights are multiplied as is made once for all chunks."""
+        linears = [ready(stream.linear, stream.x.dtype, rows) for rows in self._rows]
+        for low, high, mods in pieces(stream.x, stream.spans, form.config):
+            a = form.pieces.modulate(stream.x[:, low:high], mods[0], mods[1])
+            made = [linear(a) for linear in linears]
+            del a
+            self._put(stream, low, high, [part for each in made for part in self._split(each)], form.pieces)
+
+    def _put(self, stream: Stream, low: int, high: int, parts: Sequence[Tensor], pieces: Pieces) -> None:
+        """Store q, k, v [B, chunk, n, D] of the tokens low..high; q and k normed, and rotated if the stream says so."""
         at = slice(stream.offset + low, stream.offset + high)
         rotation = None if stream.turn is None else torch.view_as_real(stream.turn.rows(low, high))
         for buffer, part, norm in ((self.q, parts[0], stream.q_norm), (self.k, parts[1], stream.k_norm)):
@@ -96,8 +102,7 @@ def attend_streams(streams: Sequence[Stream], num_heads: int, lengths: Sequence[
     for first, last in groups:
         joint = Joint(like, length, num_heads, first, last)
         for stream in streams:
-            for low, high, mods in pieces(stream.x, stream.spans, form.config):
-                joint.put(stream, low, high, mods, form.pieces)
+            joint.fill(stream, form)
         if len(groups) == 1:
             out = joint.attend(lengths, form.attend_fn)
         else:
@@ -126,6 +131,24 @@ def pieces(x: Tensor, spans: Spans, config: LeanConfig) -> Iterator[tuple[int, i
             yield low, min(low + size, last), mods
 
 
+def ready(layer: Linear, dtype: torch.dtype, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
+    """The layer's rows as a function of tokens in `dtype`. What the weight is multiplied as is made once, and lasts as
+    long as the function: many chunks go through it, and casting or dequantising for each would cost as much again."""
+    weight = layer.ready_weight(dtype, rows)
+    return lambda x: cast(Tensor, layer(x, rows, weight))
+
+
+def ready_together(block: DoubleBlock | SingleBlock) -> list[list[tuple[Linear, int]]]:
+    """(layer, output features) of the weights that are ready at the same time, for each such time."""
+    if isinstance(block, SingleBlock):
+        attention, mlp = block.widths
+        return [[(block.linear1, attention)], [(block.linear1, mlp), (block.linear2, block.linear2.out_features)]]
+    names = [[f"{part}_attn_qkv"] for part in ("img", "txt")]
+    names += [[f"{part}_attn_proj", f"{part}_mlp.fc1", f"{part}_mlp.fc2"] for part in ("img", "txt")]
+    layers = [[cast(Linear, block.get_submodule(name)) for name in group] for group in names]
+    return [[(layer, layer.out_features) for layer in group] for group in layers]
+
+
 def double_block(
     block: DoubleBlock,
     img: Tensor,
@@ -144,10 +167,12 @@ def double_block(
     out, do = attend_streams(streams, block.num_heads, lengths, form), form.pieces
     for stream, name in zip(streams, ("img", "txt"), strict=True):
         proj, mlp = block.get_submodule(f"{name}_attn_proj"), cast(MLP, block.get_submodule(f"{name}_mlp"))
+        project, grow, shrink = (ready(cast(Linear, layer), stream.x.dtype) for layer in (proj, mlp.fc1, mlp.fc2))
         for low, high, mods in pieces(stream.x, stream.spans, form.config):
             part = stream.x[:, low:high]
-            do.add_gated(part, proj(out[:, stream.offset + low : stream.offset + high]), mods[2])
-            do.add_gated(part, mlp.fc2(do.gelu(mlp.fc1(do.modulate(part, mods[3], mods[4])))), mods[5])
+            do.add_gated(part, project(out[:, stream.offset + low : stream.offset + high]), mods[2])
+            do.add_gated(part, shrink(do.gelu(grow(do.modulate(part, mods[3], mods[4])))), mods[5])
+        del project, grow, shrink
     return img, txt
 
 
@@ -168,11 +193,12 @@ def single_block(
         Stream(x[:, num_img:], num_img, clip_spans(spans, num_img, x.shape[1]), *shared, None),
     )
     out, do = attend_streams(streams, block.num_heads, lengths, form), form.pieces
-    mlp_rows = slice(block.widths[0], None)
+    grow = ready(block.linear1, x.dtype, slice(block.widths[0], None))
+    shrink = ready(block.linear2, x.dtype)
     for low, high, mods in pieces(x, spans, form.config):
         part = x[:, low:high]
-        hidden = block.linear1(do.modulate(part, mods[0], mods[1]), mlp_rows)
-        do.add_gated(part, block.linear2(do.join_gelu(out[:, low:high], hidden)), mods[2])
+        hidden = grow(do.modulate(part, mods[0], mods[1]))
+        do.add_gated(part, shrink(do.join_gelu(out[:, low:high], hidden)), mods[2])
     return x
 
 

@@ -41,9 +41,13 @@ class Linear(nn.Linear):
         """The weight that is multiplied with, [rows, in_features] in `dtype`. Storage schemes say here what it is."""
         return self.weight[rows].to(dtype)
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+    def ready_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor | None:
+        """What `forward` may be given as `ready`, made once for many calls; None where there is nothing to make."""
+        return self.dense_weight(dtype, rows)
+
+    def forward(self, x: Tensor, rows: slice = slice(None), ready: Tensor | None = None) -> Tensor:
         bias = None if self.bias is None else self.bias[rows].to(x.dtype)
-        y = F.linear(x, self.dense_weight(x.dtype, rows), bias)
+        y = F.linear(x, self.dense_weight(x.dtype, rows) if ready is None else ready, bias)
         for adapter in self.adapters:
             y = y + adapter(x, rows)
         return y

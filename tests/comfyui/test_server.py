@@ -55,7 +55,7 @@ def digest(server, outcome) -> str:
 
 def test_every_node_is_there(server):
     names = {name for name in server.get("/object_info") if name.startswith("Hyv")}
-    assert len(names) == 20
+    assert len(names) == 21
     assert "Traceback" not in server.log.partition("Starting server")[0].partition("hyvideo")[2]
     assert "DeprecationWarning" not in server.log
 
@@ -75,7 +75,7 @@ def test_importing_it_is_quick(server):
 
 def test_it_installs_as_a_link_too(tmp_path):
     with Server(tmp_path / "base", "symlink", "hyvideo-link") as linked:
-        assert len([name for name in linked.get("/object_info") if name.startswith("Hyv")]) == 20
+        assert len([name for name in linked.get("/object_info") if name.startswith("Hyv")]) == 21
         assert "hyvideo-link" in linked.get("/workflow_templates")
 
 

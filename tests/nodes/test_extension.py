@@ -39,6 +39,7 @@ FORMS = {
     ),
     "HyvDecode": ("vae latents tiles tile_size tile_frames", "shared_norms", "frames"),
     "HyvModelInfo": ("file", "handle", "report"),
+    "HyvPlan": ("transformer vae llm storage width height frames cfg_scale gpu_memory", "", "report"),
 }
 """Required inputs, optional inputs and outputs of every node, in order. Saved workflows hold widgets by place and API
 clients must send all required ones: nothing here is renamed, moved or taken away, and a new input goes to the end of

@@ -57,11 +57,15 @@ def test_both_passes_of_cfg_at_once_need_twice_the_room(run: SampleRun) -> None:
     assert both.working_bytes(SHAPE) > 1.6 * in_turn.working_bytes(SHAPE)
 
 
-def test_weights_that_are_cast_on_use_count_as_a_copy_of_the_largest(run: SampleRun) -> None:
+def test_weights_that_are_cast_on_use_count_as_copies_of_those_in_use(run: SampleRun) -> None:
     before = run.working_bytes(SHAPE)
-    layer = run.model.get_submodule("single_blocks.0.linear1")
-    layer.weight = torch.nn.Parameter(cast_fp8(layer.weight), False)
-    assert run.working_bytes(SHAPE) - before == 4 * layer.weight.numel()
+    block = run.model.single_blocks[0]
+    first, second = block.linear1, block.linear2
+    first.weight = torch.nn.Parameter(cast_fp8(first.weight), False)
+    mlp = block.widths[1] * first.in_features
+    assert run.working_bytes(SHAPE) - before == 4 * mlp  # more than the rows for attention, which come before
+    second.weight = torch.nn.Parameter(cast_fp8(second.weight), False)
+    assert run.working_bytes(SHAPE) - before == 4 * (mlp + second.weight.numel())
 
 
 def test_a_run_on_little_memory_makes_the_same_video(run: SampleRun) -> None:

@@ -1,0 +1,67 @@
+"""The Plan node: what the library's planner says, for the files and the card that are chosen."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from graph import run, validate
+
+SMALL = {"width": 256, "height": 256, "frames": 5}
+
+
+@pytest.fixture
+def plan(pack):
+    return pack.nodes.plan
+
+
+def test_the_released_model_is_planned_without_any_file(plan, texts):
+    output = run(plan.Plan, **SMALL, gpu_memory=8.0)
+    assert output.ui == {"text": (output[0],)}
+    assert texts()[-1] == output[0]
+    lines = output[0].splitlines()
+    assert [line.split()[0] for line in lines if " peak " in line] == ["text", "sample", "decode"]
+    assert "55 of 60 blocks" in output[0] or "blocks in RAM" in output[0]
+
+
+def test_a_larger_card_keeps_more_blocks(plan):
+    def resident(gib: float) -> float:
+        line = next(line for line in run(plan.Plan, **SMALL, gpu_memory=gib)[0].splitlines() if "sample" in line)
+        return float(line.partition("(")[2].split()[0])
+
+    assert resident(8.0) < resident(16.0) < resident(48.0)
+
+
+def test_the_demos_files_fit_anywhere(plan, pack):
+    demo = pack.nodes.load.DEMO
+    report = run(plan.Plan, transformer=demo, vae=demo, llm=demo, **SMALL, gpu_memory=2.0)[0]
+    assert "does not fit" not in report
+    assert "blocks in RAM" not in report
+
+
+def test_this_machine_is_planned_for_by_default(plan):
+    assert "RAM peak" in run(plan.Plan, **SMALL)[0]
+
+
+def test_8_bit_storage_halves_the_weights(plan):
+    def weights(**inputs: object) -> float:
+        line = next(line for line in run(plan.Plan, **SMALL, **inputs)[0].splitlines() if "sample" in line)
+        return float(line.partition("(")[2].split()[0])
+
+    assert weights(storage="float8_e4m3fn") == pytest.approx(weights() / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"width": 250}, "multiple of 16"),
+        ({"frames": 6}, "4k \\+ 1"),
+        ({"transformer": "nonsense"}, "must be one of"),
+        ({"gpu_memory": -1.0}, "at least 0"),
+        ({"cfg_scale": 0.5}, "at least 1"),
+    ],
+)
+def test_bad_inputs_are_refused_before_the_run(plan, inputs, words):
+    verdict = validate(plan.Plan, **inputs)
+    assert verdict is not True
+    assert re.search(words, str(verdict))
