@@ -35,7 +35,8 @@ CARDS = {
 }
 """Stated peaks without sparsity, which no program reaches: times computed from them are the least that can be.
 
-From the maker's architecture papers and data sheets; h100 is the SXM form. Only cards whose number is beyond doubt."""
+From the maker's architecture papers and data sheets as others quote them; h100 is the SXM form. Cards for which sources
+disagree are left out."""
 
 
 @dataclass(frozen=True)
