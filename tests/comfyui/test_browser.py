@@ -224,6 +224,7 @@ def test_the_page_speaks_chinese(open_page):
     titles = {node["type"]: node["title"] for node in page.nodes}
     assert titles["HyvLoadTransformer"] == words["display_name"]
     sockets = [entry for entry in inputs_of("HyvLoadTransformer") if "widget" not in entry]
-    page.tab.mouse.move(*page.point("HyvLoadTransformer", 60, 18 + 20 * len(sockets)))
+    first_row = 32 if page.has_vue_nodes else 16
+    page.tab.mouse.move(*page.point("HyvLoadTransformer", 60, first_row + 20 * len(sockets)))
     page.tab.get_by_text(words["inputs"]["file"]["tooltip"], exact=True).first.wait_for(timeout=SLOW)
     page.keep("chinese")
