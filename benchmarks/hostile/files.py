@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 import re
@@ -182,19 +183,12 @@ def run_cases(
 
 
 def resident_peak(path: Path, read: Callable[[Path], str] = read_everything) -> int:
-    """Bytes by which reading a file raises the resident memory of a process (Linux).
-
-    The larger of two goes: pages of mapped files that the system takes back meanwhile hide as much of a peak.
-    """
-    return max(_resident_peak(path, read) for _ in range(2))
-
-
-def _resident_peak(path: Path, read: Callable[[Path], str]) -> int:
-    """In a fork of this process, so that what it has freed and kept is no part of it."""
+    """Bytes by which reading a file raises the resident memory of a process, from a fork of this one (Linux)."""
     receive, send = os.pipe()
     child = os.fork()
     if not child:
         try:
+            _trim_heap()
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
             before = _status("VmHWM")
             try:
@@ -210,6 +204,13 @@ def _resident_peak(path: Path, read: Callable[[Path], str]) -> int:
         text = pipe.read()
     os.waitpid(child, 0)
     return int(text)
+
+
+def _trim_heap() -> None:
+    """Give what is free in the heap back to the system: what is taken from there would raise nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _status(field: str) -> int:
