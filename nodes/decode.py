@@ -125,9 +125,9 @@ def kept_in_temp(samples: Tensor) -> Iterator[None]:
     """Put latents into ComfyUI's temporary folder while they are decoded. There they stay if memory runs out, and the
     error says where.
     """
-    path = comfy_host.temp_folder() / f"hyvideo-{secrets.token_hex(4)}.latent"
     from ..hyvideo_lib.pipeline import save_native_latents
 
+    path = comfy_host.temp_folder() / f"hyvideo-{secrets.token_hex(4)}.latent"
     try:
         save_native_latents(path, samples.float().cpu())
     except HyvError as error:
@@ -221,9 +221,9 @@ def decode_into(
 
     Frames leave the device as they are done. Raises NonFiniteOutput.
     """
-    host.stage("decoding", 0)
     from ..hyvideo_lib.video import FlatWatch
 
+    host.stage("decoding", 0)
     done, watch = 0, FlatWatch()
     for pixels in handle.vae.decode_spans(latents.to(host.device), tiles, host):
         if not bool(torch.isfinite(pixels).all()):

@@ -121,9 +121,9 @@ class LoadLora(io.ComfyNode):
     def execute(
         cls, model: TransformerHandle, file: str = DEMO, strength: float = 1.0, blocks: str = ""
     ) -> io.NodeOutput:
-        lora = read(resolve(file), model.model.config)
         from ..hyvideo_lib.lora import LoraUse, parse_blocks
 
+        lora = read(resolve(file), model.model.config)
         use = LoraUse(lora, strength, parse_blocks(blocks))
         report = "\n".join(filter(None, (lora.coverage.describe(), lora.coverage.warning())))
         comfy_host.show_text(cls.hidden.unique_id, report)

@@ -93,7 +93,7 @@ class Sampler(io.ComfyNode):
         mask: Tensor | None = None,
         cache: CacheConfig | None = None,
     ) -> io.NodeOutput:
-        from ..hyvideo_lib.pipeline import SampleRun, measured
+        from ..hyvideo_lib.pipeline import Ladder, SampleRun, measured
         from ..hyvideo_lib.transformer import RopeSettings
 
         config = model.model.config
@@ -130,7 +130,10 @@ class Sampler(io.ComfyNode):
         with measured(host.device) as log:
             comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
             run = run.attending(model.attention, given.shape[2:])
-            videos = [run.make(given[i : i + 1], seed, masks and masks[i], caches[i]) for i, seed in enumerate(seeds)]
+            ladder = Ladder(run)
+            videos = [
+                run.make(given[i : i + 1], seed, masks and masks[i], caches[i], ladder) for i, seed in enumerate(seeds)
+            ]
             log.traffic, log.attention = model.offloader.traffic - before, run.attention.name
             log.swapped_blocks, log.rungs = model.offloader.num_swapped, tuple(run.rungs)
         assert log.report is not None

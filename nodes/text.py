@@ -59,12 +59,12 @@ class PromptTemplateNode(io.ComfyNode):
     @classmethod
     @names_its_errors
     def execute(cls, text: str, text_encoders: TextHandle | None = None) -> io.NodeOutput:
+        from ..hyvideo_lib.text.tokens import opening_ids
+
         template = PromptTemplate(text)
         if text_encoders is None:
             shown = "connect the text encoders to see the crop"
         else:
-            from ..hyvideo_lib.text.tokens import opening_ids
-
             crop = len(opening_ids(text_encoders.llm.tokenizer, template))
             shown = f"the first {crop} tokens are cut off after encoding"
         comfy_host.show_text(cls.hidden.unique_id, shown)
@@ -146,12 +146,12 @@ def check_template(template: str, custom: Any) -> None:
 
 def encode_cached(handle: TextHandle, prompt: str, template: PromptTemplate, host: comfy_host.ComfyHost) -> TextEmbeds:
     """One prompt, from the cache if the same words were encoded before with these encoders."""
-    key = (prompt.strip(), template.text, template.cut_like.text if template.cut_like else "")
-    if key in handle.cache:
-        return handle.cache[key]
     from ..hyvideo_lib.pipeline import TEXT_WORKING_BYTES, bringing_layers
     from ..hyvideo_lib.text import encode_prompt
 
+    key = (prompt.strip(), template.text, template.cut_like.text if template.cut_like else "")
+    if key in handle.cache:
+        return handle.cache[key]
     host.stage("encoding text", 0)
     comfy_host.load(*handle.managed, working_bytes=TEXT_WORKING_BYTES)
     with bringing_layers([managed.offloader for managed in handle.managed], host.check_interrupt):
@@ -202,6 +202,8 @@ def embeds_from_conditioning(conditioning: Any, name: str) -> TextEmbeds:
     """Embeds of ComfyUI's conditioning: a list of [states [B, L, D], {"pooled_output": [B, P], ...}], of which
     HunyuanVideo's encoders make one entry. Raises UnsupportedFile for what is not theirs.
     """
+    from ..hyvideo_lib.text import TextEmbeds
+
     if len(conditioning) != 1:
         raise UnsupportedFile(
             f"{name} holds {len(conditioning)} conditionings, but exactly one can be used. Combined or scheduled "
@@ -216,8 +218,6 @@ def embeds_from_conditioning(conditioning: Any, name: str) -> TextEmbeds:
         )
     mask = extra.get("attention_mask")
     mask = torch.ones(states.shape[:2], dtype=torch.int64) if mask is None else mask.reshape(states.shape[:2])
-    from ..hyvideo_lib.text import TextEmbeds
-
     return TextEmbeds(states.cpu(), mask.to("cpu", torch.int64), pooled.cpu(), (0,) * len(states))
 
 
@@ -247,9 +247,9 @@ class SaveEmbeds(io.ComfyNode):
     @classmethod
     @names_its_errors
     def execute(cls, embeds: Embeds, filename_prefix: str = "embeds/hyvideo") -> io.NodeOutput:
-        path, _ = comfy_host.next_output(filename_prefix, EMBEDS_SUFFIX)
         from ..hyvideo_lib.pipeline import save_embeds
 
+        path, _ = comfy_host.next_output(filename_prefix, EMBEDS_SUFFIX)
         save_embeds(path, embeds.positive, embeds.negative, embeds.template)
         shown = f"saved as {path.name}"
         comfy_host.show_text(cls.hidden.unique_id, shown)

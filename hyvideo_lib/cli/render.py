@@ -88,7 +88,7 @@ class Task:
     @property
     def seconds(self) -> dict[str, float]:
         """Per stage."""
-        return {name: stage.seconds for name, stage in self.stages.items()}
+        return RunReport(self.stages).seconds
 
     @property
     def label(self) -> str:

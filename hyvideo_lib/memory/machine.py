@@ -62,6 +62,11 @@ def parse_amount(text: str, name: str) -> float:
     return amount
 
 
+def gib(num_bytes: int | None) -> str:
+    """ "12.00 GiB"."""
+    return "an unknown number of bytes" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
+
+
 def find_card(name: str) -> Card:
     """A card of the table, however its name is spaced. Raises InvalidSetting."""
     key = re.sub(r"[^a-z0-9]", "", name.lower())

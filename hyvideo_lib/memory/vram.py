@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -35,3 +36,11 @@ def device_peak_bytes(device: torch.device) -> int | None:
     """
     api: Any = None if device.type == "cpu" else torch.get_device_module(device)
     return int(api.max_memory_allocated(device)) if hasattr(api, "max_memory_allocated") else None
+
+
+def give_back(device: torch.device) -> None:
+    """Let the device have what nobody refers to any more."""
+    gc.collect()
+    api: Any = None if device.type == "cpu" else torch.get_device_module(device)
+    if hasattr(api, "empty_cache"):
+        api.empty_cache()

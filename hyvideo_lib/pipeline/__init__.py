@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .clock import STAGES, Clock
     from .embeds import load_embeds, save_embeds
     from .files import Files, check_file, check_files
+    from .ladder import Ladder
     from .latents import check_latents, load_latents, save_latents, save_native_latents
     from .loras import LoraChoice, check_loras, load_loras
     from .notices import Notice
@@ -32,6 +33,7 @@ else:
             "clock": "STAGES Clock",
             "embeds": "load_embeds save_embeds",
             "files": "Files check_file check_files",
+            "ladder": "Ladder",
             "latents": "check_latents load_latents save_latents save_native_latents",
             "loras": "LoraChoice check_loras load_loras",
             "notices": "Notice",
@@ -57,6 +59,7 @@ __all__ = [
     "Clock",
     "Files",
     "GenerateRequest",
+    "Ladder",
     "LoraChoice",
     "Notice",
     "PixelStage",

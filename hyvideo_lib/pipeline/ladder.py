@@ -6,18 +6,18 @@ sampled is lost, and nothing is hidden. Every step down gives memory for a littl
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..errors import OutOfMemory
 from ..memory import Offloader, free_device_bytes
 from ..memory.estimate import lean_steps
+from ..memory.machine import gib
+from ..memory.vram import give_back
 from ..sampling import VelocityFn
 from ..transformer import LeanConfig
 from .shortage import is_out_of_memory, reason_of
@@ -111,8 +111,8 @@ class Ladder:
         """What can be done, with numbers."""
         run = self.run
         free = free_device_bytes(run.host.device)
-        facts = [f"{_gib(run.source.loaded_bytes)} of weights are on the device"] if run.source else []
-        facts += [f"{_gib(free)} are free"] if free is not None else []
+        facts = [f"{gib(run.source.loaded_bytes)} of weights are on the device"] if run.source else []
+        facts += [f"{gib(free)} are free"] if free is not None else []
         if run.rungs:
             facts.append(f"tried already: {'; '.join(run.rungs)}")
         numbers = f" ({'; '.join(facts)})" if facts else ""
@@ -155,19 +155,7 @@ def attempt(call: Callable[..., Made], *args: Any) -> tuple[Made | None, str]:
         return None, reason_of(error)
 
 
-def give_back(device: torch.device) -> None:
-    """Let the device have what nobody refers to any more."""
-    gc.collect()
-    api: Any = None if device.type == "cpu" else torch.get_device_module(device)
-    if hasattr(api, "empty_cache"):
-        api.empty_cache()
-
-
 def describe_lean(lean: LeanConfig) -> str:
     """ "heads in 4 groups"."""
     chunks = "" if lean.chunk_tokens is None else f" and {lean.chunk_tokens} tokens at a time"
     return f"heads in {lean.head_groups} groups{chunks}"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"

@@ -12,7 +12,7 @@ import torch
 from ..lora import lora_bytes
 from ..memory import BlockSwap, Offloader
 from ..memory.estimate import lean_steps, text_bytes
-from ..memory.machine import Machine
+from ..memory.machine import Machine, gib
 from ..memory.plan import StagePlan, Way, Weights, block_flops, plan_stage, step_cost
 from ..memory.simulate import StreamCost
 from ..transformer import HunyuanVideoTransformer, LeanConfig
@@ -210,8 +210,8 @@ def describe_plan(plan: Plan) -> str:
         where = "RAM" if stage.device_bytes is None else "GPU"
         peak = stage.ram_bytes if stage.device_bytes is None else stage.device_bytes
         lines.append(
-            f"{stage.name:7}{where} peak {_gib(peak):>10}  ({_gib(stage.resident)} weights, {_gib(stage.way.work)} "
-            f"work), RAM {_gib(stage.ram_bytes)}: {'fits' if stage.fits else 'does not fit'}"
+            f"{stage.name:7}{where} peak {gib(peak):>10}  ({gib(stage.resident)} weights, {gib(stage.way.work)} "
+            f"work), RAM {gib(stage.ram_bytes)}: {'fits' if stage.fits else 'does not fit'}"
         )
         lines += [f"       with {fact}" for fact in _facts(stage)]
     tera = plan.step_flops / 1e12
@@ -247,7 +247,3 @@ def _facts(stage: StagePlan) -> list[str]:
     elif stage.swapped:
         facts.append(f"{len(stage.swapped)} of {len(stage.weights.blocks)} layers in RAM, which happens by itself")
     return facts
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..memory import Traffic
+from ..memory.machine import gib
 from ..memory.ram import peak_ram_bytes
 from ..memory.vram import device_peak_bytes, reset_device_peak
 from ..vae import Tiles
@@ -55,9 +56,9 @@ class StageReport:
         stalled = "" if self.stalled_seconds is None else f", stalled {self.stalled_seconds:.1f} s"
         facts = [
             f"{self.seconds:.1f} s",
-            self.device_peak_bytes is not None and f"GPU peak {_gib(self.device_peak_bytes)}",
-            self.ram_peak_bytes is not None and f"RAM peak {_gib(self.ram_peak_bytes)}",
-            self.moved_bytes and f"{_gib(self.moved_bytes)} moved{stalled}",
+            self.device_peak_bytes is not None and f"GPU peak {gib(self.device_peak_bytes)}",
+            self.ram_peak_bytes is not None and f"RAM peak {gib(self.ram_peak_bytes)}",
+            self.moved_bytes and f"{gib(self.moved_bytes)} moved{stalled}",
             self.swapped_blocks is not None and f"{self.swapped_blocks} blocks swapped",
             self.attention and f"attention {self.attention}",
             self.skipped_steps and f"{self.skipped_steps} steps skipped",
@@ -139,10 +140,6 @@ def describe_tiles(tiles: Tiles | None) -> str:
         return "none"
     shared = ", norms shared" if tiles.shared_norms else ""
     return f"{tiles.size} x {tiles.size} x {tiles.frames}, overlap {tiles.overlap:g}{shared}"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
 
 
 def _largest(one: int | None, other: int | None) -> int | None:

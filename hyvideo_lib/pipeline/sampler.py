@@ -60,10 +60,10 @@ class _Listener:
         return torch.zeros_like(latents)
 
 
-class _CachedModel:
-    """The transformer of a run with a step cache around and inside it."""
+class _Model:
+    """The transformer of a run as the guidance calls it; a step cache may answer around and inside it."""
 
-    def __init__(self, run: SampleRun, cache: StepCache) -> None:
+    def __init__(self, run: SampleRun, cache: StepCache | None) -> None:
         self._run, self._cache, self.config = run, cache, run.config
 
     def __call__(
@@ -76,14 +76,28 @@ class _CachedModel:
         guidance: float | None = None,
         clean_first_frame: bool = False,
     ) -> Tensor:
-        given = latents[:, : self.config.out_channels]
-        known = self._cache.before_call(given)
+        run, cache = self._run, self._cache
+        known = cache.before_call(latents[:, : self.config.out_channels]) if cache else None
         if known is not None:
             return known
-        velocity = self._run(
-            latents, timesteps, text_embeds, text_mask, pooled_embeds, guidance, clean_first_frame, self._cache
+        velocity: Tensor = run.model(
+            latents,
+            timesteps,
+            text_embeds,
+            text_mask,
+            pooled_embeds,
+            guidance=guidance,
+            clean_first_frame=clean_first_frame,
+            rope=run.rope,
+            host=run.host,
+            source=run.source,
+            cache=cache,
+            lean=run.lean,
+            attend_fn=run.attention.attend_fn,
+            compiling=run.compiling,
         )
-        self._cache.after_call(velocity)
+        if cache:
+            cache.after_call(velocity)
         return velocity
 
 
@@ -195,12 +209,20 @@ class SampleRun:
         pixels = SPATIAL_COMPRESSION**2 * latent_shape[1] * latent_shape[2]
         return self.cache.begin_run(self.sigmas.tolist(), model, pixels)
 
-    def make(self, start: Tensor, seed: int, mask: Tensor | None = None, step_cache: StepCache | None = None) -> Tensor:
+    def make(
+        self,
+        start: Tensor,
+        seed: int,
+        mask: Tensor | None = None,
+        step_cache: StepCache | None = None,
+        ladder: Ladder | None = None,
+    ) -> Tensor:
         """The latents of one video, [1, C, T, H, W], float32.
 
         start: [1, C, T, H, W], what to begin with where sigmas[0] is below 1; otherwise only its shape and, with a
         mask, its kept part count. mask: [1, 1, T or 1, H, W] in 0..1, 1 where things are made anew; None: everywhere.
-        step_cache: from `start_cache`, and used for this video only; None: one of its own.
+        step_cache: from `start_cache`, and used for this video only; None: one of its own. ladder: `Ladder(self)`, the
+        same for all videos of a batch, so that each begins where memory sufficed for the one before; None: its own.
         Raises NonFiniteOutput, InvalidSetting, OutOfMemory, and what the host raises when the user cancels.
         """
         step_cache = step_cache or self.start_cache((start.shape[2], start.shape[3], start.shape[4]))
@@ -211,8 +233,8 @@ class SampleRun:
         kept = None if mask is None else Kept(clean, noise, mask)
         try:
             with attach(self.model, self.loras):
-                velocity_fn = Ladder(self).velocity_fn(
-                    lambda run: run._remembering(run._velocity_fn(run, step_cache)),
+                velocity_fn = (ladder or Ladder(self)).velocity_fn(
+                    lambda run: run._remembering(run.velocity_fn(step_cache)),
                     step_cache.forget if step_cache else lambda: None,
                 )
                 made = denoise(velocity_fn, latents, self.sigmas, self.solver, self.host, kept=kept)
@@ -221,9 +243,13 @@ class SampleRun:
                 step_cache.release()
         return made.cpu() / self.scaling
 
-    def _velocity_fn(self, model: VelocityModel, step_cache: StepCache | None = None) -> VelocityFn:
+    def velocity_fn(self, step_cache: StepCache | None = None) -> VelocityFn:
+        """The guided velocity of one video; step_cache, from `start_cache`, may skip passes of it."""
+        return self._guided(_Model(self, step_cache), step_cache)
+
+    def _guided(self, model: VelocityModel, step_cache: StepCache | None = None) -> VelocityFn:
         return make_velocity_fn(
-            _CachedModel(self, step_cache) if step_cache else model,
+            model,
             self.positive,
             self.negative,
             sigmas=self.sigmas,
@@ -253,40 +279,10 @@ class SampleRun:
     def _conditionings(self, latents: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
         """The conditioning vectors at these levels, from the very calls that the steps will make."""
         listener = _Listener(self.model)
-        velocity_fn = self._velocity_fn(listener)
+        velocity_fn = self._guided(listener)
         for sigma in sigmas:
             velocity_fn(latents, sigma)
         return listener.vecs
-
-    def __call__(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        text_embeds: Tensor,
-        text_mask: Tensor,
-        pooled_embeds: Tensor,
-        guidance: float | None = None,
-        clean_first_frame: bool = False,
-        cache: StepCache | None = None,
-    ) -> Tensor:
-        """The transformer, as the guidance calls it. cache: may answer in place of its blocks."""
-        velocity: Tensor = self.model(
-            latents,
-            timesteps,
-            text_embeds,
-            text_mask,
-            pooled_embeds,
-            guidance=guidance,
-            clean_first_frame=clean_first_frame,
-            rope=self.rope,
-            host=self.host,
-            source=self.source,
-            attend_fn=self.attention.attend_fn,
-            compiling=self.compiling,
-            cache=cache,
-            lean=self.lean,
-        )
-        return velocity
 
 
 def _rests_otherwise(layer: Linear, dtype: torch.dtype) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..host import Host
 from ..lora import LoraUse
 from ..memory import BlockSwap, Traffic, free_device_bytes, module_bytes
+from ..memory.vram import give_back
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
 from ..vae import CausalVideoVAE, Tiles, TinyVAE
@@ -104,7 +104,7 @@ class TextStage:
         for offloader in self._offloaders:
             offloader.go_home()
         del self._encoders, self._offloaders, self._known
-        free_memory(self._host.device)
+        give_back(self._host.device)
 
 
 class SampleStage:
@@ -211,7 +211,7 @@ class SampleStage:
     def close(self) -> None:
         self._offloader.go_home()
         del self._offloader, self._model, self._loras
-        free_memory(self._host.device)
+        give_back(self._host.device)
 
 
 class PixelStage:
@@ -278,7 +278,7 @@ class PixelStage:
             STAGES[stage].title,
             STAGES[stage].advice,
             tell,
-            lambda: free_memory(device),
+            lambda: give_back(device),
             lambda: free_bytes(device),
         )
 
@@ -322,7 +322,7 @@ class PixelStage:
 
     def close(self) -> None:
         del self._vae
-        free_memory(self._host.device)
+        give_back(self._host.device)
 
 
 def _video_size(latents: Tensor) -> tuple[int, int, int]:
@@ -347,13 +347,6 @@ def _prompt_cut(cut: int) -> Notice:
 def _moved_to(device: torch.device, *models: nn.Module) -> Traffic:
     """Of models that were loaded to a device."""
     return Traffic(0 if device.type == "cpu" else sum(map(module_bytes, models)))
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what is no longer referred to."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _file_size(path: Path) -> int:

@@ -17,10 +17,11 @@ from ..errors import InvalidTiles, OutOfMemory
 from ..geometry import TEMPORAL_COMPRESSION
 from ..memory.estimate import vae_bytes
 from ..memory.fit import fit_tiles, smaller_tiles
+from ..memory.machine import gib
 from ..memory.ram import free_ram_bytes
 from ..memory.vram import free_device_bytes
 from ..vae import CausalVideoVAE, Tiles, TinyVAE
-from .shortage import is_out_of_memory
+from .shortage import is_out_of_memory, reason_of
 
 FIT, FIT_SHARED = "fit", "fit, shared norms"
 TilesChoice = Tiles | str | None
@@ -130,7 +131,7 @@ class VAEWork:
             except (MemoryError, RuntimeError, OutOfMemory) as error:
                 if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
                     raise
-                reason = first_line(error.__cause__ or error)
+                reason = reason_of(error.__cause__ or error)
                 release(error)
             # Out of the block that holds the error, and with it everything that the failed attempt was working on.
             clean()
@@ -153,11 +154,3 @@ def release(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or ["no details"])[0]
-
-
-def gib(num_bytes: int | None) -> str:
-    return "an unknown number of bytes" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"

@@ -12,7 +12,7 @@ from hyvideo_lib.errors import OutOfMemory
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.memory.dry_run import AllocationCounter
-from hyvideo_lib.pipeline import Clock, SampleRun
+from hyvideo_lib.pipeline import Clock, Ladder, SampleRun
 from hyvideo_lib.pipeline.ladder import RUNGS, go_leaner, guide_in_turn, load_weights, swap_more
 from hyvideo_lib.sampling import GuidanceConfig, make_sigmas
 from hyvideo_lib.text import TextEmbeds
@@ -163,6 +163,20 @@ def test_going_on_equals_a_run_that_began_on_the_rung(clean):
     begun.source.load("cpu")
     swap_more(begun)
     assert torch.equal(found, begun.make(torch.zeros(SHAPE), seed=0))
+
+
+def test_a_batch_begins_each_video_where_memory_sufficed_for_the_one_before(clean):
+    _, made, _ = clean["guided"]
+    run = replace(make_run("guided"), source=None)  # of what is left, going leaner comes first
+    ladder = Ladder(run)
+    with Failing(at=made // 2):
+        first = run.make(torch.zeros(SHAPE), 0, ladder=ladder)
+    assert run.rungs == ["heads in 2 groups"]
+    assert ladder.run.lean == LeanConfig(2)
+    second = run.make(torch.zeros(SHAPE), 0, ladder=ladder)
+    assert torch.equal(second, replace(run, lean=LeanConfig(2)).make(torch.zeros(SHAPE), 0))
+    assert tiny.relative_error(first, second) <= 1e-5
+    assert len(run.rungs) == 1
 
 
 def test_each_rung_gives_less_until_there_is_none():

@@ -138,7 +138,7 @@ def test_branches_in_turn_decide_as_each_does_alone(model, method):
     def answers(guidance, prompt) -> tuple[list[torch.Tensor], list[bool]]:
         run = replace(make_run(model, config(method), guidance=guidance), positive=prompt)
         cache = run.start_cache((3, 4, 6))
-        velocity_fn = run._velocity_fn(run, cache)
+        velocity_fn = run.velocity_fn(cache)
         latents, found, skipped = torch.randn(START.shape, generator=torch.Generator().manual_seed(9)), [], []
         for sigma, sigma_next in pairwise(SIGMAS.tolist()):
             before = cache.report.skipped_passes
