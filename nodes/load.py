@@ -13,6 +13,7 @@ from ..hyvideo_lib.attention import attention_names, register
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
 from ..hyvideo_lib.pipeline import DTYPES, Precision
+from ..hyvideo_lib.pipeline.precision import DENSE, MATMULS
 from . import comfy_host
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_BLOCK_SWAP, HYV_COMPILE, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
@@ -124,12 +125,14 @@ class LoadTransformer(io.ComfyNode):
                     "PyTorch's own. sage and comfy_kitchen multiply in 8 bits: faster, with a small loss of detail. "
                     "comfyui is what ComfyUI itself uses.",
                 ),
-                io.Boolean.Input(
-                    "fp8_matmul",
-                    default=False,
+                io.Combo.Input(
+                    "matmul",
+                    options=list(MATMULS),
+                    default=DENSE,
                     optional=True,
-                    tooltip="Multiply fp8 weights in fp8: faster on RTX 40 series, H100 and newer, with a small loss "
-                    "of detail. Off, they rest in 8 bits and are multiplied in compute_dtype.",
+                    tooltip="How the blocks multiply. dense: in compute_dtype, as the model is defined. In 8 bits it "
+                    "is faster, with a small loss of detail: int8 on RTX 30 series and newer, fp8 for fp8 weights on "
+                    "RTX 40 series and newer, fp8_rows mostly on H100 and newer.",
                 ),
                 HYV_BLOCK_SWAP.Input(
                     "block_swap",
@@ -154,7 +157,7 @@ class LoadTransformer(io.ComfyNode):
         storage: str = AS_STORED,
         compute_dtype: str = "auto",
         attention: str = "auto",
-        fp8_matmul: bool = False,
+        matmul: str = DENSE,
     ) -> bool | str:
         values = {
             "file": file,
@@ -162,7 +165,7 @@ class LoadTransformer(io.ComfyNode):
             "storage": storage,
             "compute_dtype": compute_dtype,
             "attention": attention,
-            "fp8_matmul": fp8_matmul,
+            "matmul": matmul,
         }
         return check_inputs(
             cls, values, lambda: check_variant(resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS), variant)
@@ -181,7 +184,7 @@ class LoadTransformer(io.ComfyNode):
         storage: str = AS_STORED,
         compute_dtype: str = "auto",
         attention: str = "auto",
-        fp8_matmul: bool = False,
+        matmul: str = DENSE,
         block_swap: BlockSwap | None = None,
         compile: CompileConfig | None = None,
     ) -> io.NodeOutput:
@@ -195,13 +198,14 @@ class LoadTransformer(io.ComfyNode):
         if contradiction:
             logger.warning("%s: %s", path.name, contradiction)
         device = comfy_host.compute_device()
-        precision = Precision(compute_dtype, STORAGE[storage], fp8_matmul=fp8_matmul, attention=attention)
+        precision = Precision(compute_dtype, STORAGE[storage], matmul=matmul, attention=attention)
         precision.check_attention(device, report.config or {})
         model = load_transformer(
             path,
             precision.storage_dtype,
             precision.transformer_dtype(device),
-            fp8_matmul_device=precision.fp8_matmul_device(device),
+            product=precision.product,
+            product_device=device,
         )
         offloader = offload_transformer(model, block_swap)
         managed = comfy_host.manage(offloader, device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidSetting, UnsupportedFile, WrongKind
-from ..quant import FP8_DTYPES, Fp8MatmulLinear, install, probe_fp8_matmul, restore
+from ..quant import FP8_DTYPES, install, probe_product, restore, use_product
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
 from ..vae import CausalVideoVAE, TinyVAE, TinyVAEConfig, VAEConfig
 from .assemble import assemble, use_joined
@@ -41,33 +41,32 @@ def load_transformer(
     compute_dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
     config: TransformerConfig | None = None,
-    fp8_matmul_device: str | torch.device | None = None,
+    product: str | None = None,
+    product_device: str | torch.device | None = None,
 ) -> HunyuanVideoTransformer:
     """A transformer from a file, or the folder, the index or a shard of a checkpoint in parts, in any known layout.
 
     storage_dtype: what the large weights rest in; None leaves them as the file has them. fp8 is the plain cast that
     keeps norms, biases and embedders; a 16- or 32-bit dtype casts every matrix. compute_dtype: what they are multiplied
-    in, cast on use. config: sizes, where the file cannot tell them. fp8_matmul_device: multiply fp8 weights in fp8 on
-    that device, which is faster and less exact; refused where it cannot, and where no weights are in fp8. device:
-    "meta" gives a model that has everything but its numbers, for planning: of the weights nothing is read.
+    in, cast on use. config: sizes, where the file cannot tell them. product: a name of quant.PRODUCTS, to multiply in
+    8 bits, which is faster and less exact; None multiplies in compute_dtype. product_device: where that will be, to
+    try it there first. device: "meta" gives a model that has everything but its numbers, for planning: of the weights
+    nothing is read.
     Raises FileMissing, FileTruncated, FileUnreadable, WrongKind, UnsupportedFile, InvalidSetting.
     """
     check_dtype("storage_dtype", storage_dtype, STORAGE_DTYPES)
     check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
-    if fp8_matmul_device is not None:
-        probe_fp8_matmul(fp8_matmul_device, compute_dtype)
+    if product and product_device:
+        probe_product(product, product_device, compute_dtype)
     findings = recognise(path, ("transformer",), config)
     model = build_meta_transformer(findings.config, compute_dtype)
     try:
-        state = _install(model, findings, storage_dtype, fp8_matmul_device is not None, _is_meta(device))
+        state = _install(model, findings, storage_dtype, _is_meta(device))
     except UnsupportedFile as error:
         raise UnsupportedFile(f"{Path(path).name} cannot be used. {error}") from error
-    if fp8_matmul_device is not None and not any(isinstance(layer, Fp8MatmulLinear) for layer in model.modules()):
-        raise InvalidSetting(
-            f"fp8 matrix products were asked for, but {Path(path).name} has no weights in fp8 with one scale each. "
-            "Store them in float8_e4m3fn, or leave the products to the compute dtype."
-        )
     model.load_state_dict(state, strict=True, assign=True)
+    if product:
+        use_product(model, product)
     return model.requires_grad_(False).eval().to(device)
 
 
@@ -128,7 +127,6 @@ def _install(
     model: HunyuanVideoTransformer,
     findings: Findings,
     storage_dtype: torch.dtype | None,
-    fp8_matmul: bool,
     is_sketch: bool,
 ) -> dict[str, Tensor]:
     """Give the model the layers for its file's storage, or for the storage that is asked for; its state dict."""
@@ -144,7 +142,7 @@ def _install(
     if storage_dtype is not None:
         tensors = dict(restore(tensors, scheme, storage_dtype, dtypes=dtypes, metadata=metadata))
         scheme = "fp8_scale"
-    return install(model, tensors, scheme, dtypes=dtypes, metadata=metadata, fp8_matmul=fp8_matmul)
+    return install(model, tensors, scheme, dtypes=dtypes, metadata=metadata)
 
 
 def sketch(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

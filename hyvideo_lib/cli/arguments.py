@@ -16,6 +16,7 @@ TEMPLATES = ("video", "image", "none")
 CACHES = ("teacache", "first_block", "easycache", "magcache")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("auto", "sdpa", "flash_attn_2", "flash_attn_3", "sage", "xformers", "comfy_kitchen")
+MATMULS = ("dense", "fp8", "fp8_rows", "int8")
 STORAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -182,9 +183,12 @@ def add_device(parser: Parser) -> None:
         help=f"what its weights rest in: {', '.join(STORAGE_DTYPES)} (default: as in the file)",
     )
     group.add_argument(
-        "--fp8-matmul",
-        action="store_true",
-        help="multiply its fp8 weights in fp8: faster on RTX 40 series, H100 and newer, and less exact",
+        "--matmul",
+        default="dense",
+        metavar="NAME",
+        help=f"how its blocks multiply: {', '.join(MATMULS)}. dense is in --dtype; int8 on RTX 30 series and newer and "
+        "on CPUs; fp8 with fp8 weights, on RTX 40 series and newer; fp8_rows mostly on H100 and newer. 8 bits are "
+        "faster and less exact (default: dense)",
     )
     group.add_argument(
         "--attention",

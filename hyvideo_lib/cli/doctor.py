@@ -15,7 +15,7 @@ from ..demo import assets
 from .arguments import Parser
 from .report import Console
 
-SUMMARY = "Show versions, devices, memory and attention backends, and what is missing."
+SUMMARY = "Show versions, devices, memory, attention backends and matrix products, and what is missing."
 
 
 class Package(NamedTuple):
@@ -100,7 +100,7 @@ def _devices() -> list[dict[str, Any]]:
 
     devices = []
     for name in available_devices():
-        device: dict[str, Any] = {"name": name, "attention": _attention(name)}
+        device: dict[str, Any] = {"name": name, "attention": _attention(name), "matmul": _matmul(name)}
         if name.startswith("cuda"):
             properties = torch.cuda.get_device_properties(name)
             free, total = torch.cuda.mem_get_info(name)
@@ -153,6 +153,24 @@ def _attention(device: str) -> dict[str, str]:
     return results
 
 
+def _matmul(device: str) -> dict[str, str]:
+    """The products in 8 bits, each tried in the transformer's compute dtype: "ok", or why not."""
+    import torch
+
+    from ..errors import InvalidSetting
+    from ..pipeline import Precision
+    from ..quant import PRODUCTS, probe_product
+
+    results = {}
+    for name in PRODUCTS:
+        try:
+            probe_product(name, device, Precision().transformer_dtype(torch.device(device)))
+            results[name] = "ok"
+        except InvalidSetting as error:
+            results[name] = str(error)
+    return results
+
+
 def _memory() -> dict[str, int | None]:
     """Bytes of RAM, all and free; None where the system does not say."""
 
@@ -200,7 +218,8 @@ def _text(report: dict[str, Any]) -> str:
         if "model" in device:
             about = f" {device['model']}, {_gib(device['total_bytes'])}, {_gib(device['free_bytes'])} free"
         lines += ["", f"device {device['name']}{about}"]
-        lines += [f"  attention {name:16} {result}" for name, result in device["attention"].items()]
+        for kind in ("attention", "matmul"):
+            lines += [f"  {kind:9} {name:16} {result}" for name, result in device[kind].items()]
     missing = report["demo_model"]["missing"]
     lines += ["", f"demo model: {'complete' if not missing else 'missing ' + ', '.join(missing)}"]
     lines += ["", *(report["problems"] or ["Nothing is missing."])]

@@ -133,7 +133,7 @@ def precision_options(options: Namespace) -> Precision:
         options.storage_dtype,
         options.vae_dtype,
         options.text_dtype,
-        fp8_matmul=options.fp8_matmul,
+        matmul=options.matmul,
         attention=options.attention,
         compiling=CompileConfig() if options.compile else None,
     )

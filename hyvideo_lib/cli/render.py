@@ -389,7 +389,7 @@ class Renderer:
             "device": str(device),
             "dtype": str(precision.transformer_dtype(device)).removeprefix("torch."),
             "storage_dtype": precision.storage,
-            "fp8_matmul": precision.fp8_matmul,
+            "matmul": precision.matmul,
             "compile": asdict(precision.compiling) if precision.compiling else None,
             "vae_dtype": str(precision.vae_dtype(device)).removeprefix("torch."),
         }

@@ -114,7 +114,7 @@ def plan_run(
     num_blocks = len(weights.blocks)
     flops = block_flops(model.config.hidden_size, model.config.mlp_ratio, tokens)
     step = None
-    if machine.speed is not None and machine.gpu_free is not None:
+    if machine.speed is not None and machine.gpu_free is not None and precision.product is None:  # speed is of 16 bits
         step = step_cost(
             weights, sample.swapped, [passes * flops / machine.speed] * num_blocks, swap.prefetch, machine.link
         )

@@ -20,6 +20,9 @@ DTYPES: dict[str, torch.dtype] = {
     "float8_e5m2": torch.float8_e5m2,
 }
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+DENSE = "dense"
+MATMULS = (DENSE, "fp8", "fp8_rows", "int8")
+"""How the transformer's blocks multiply: in the compute dtype, or as quant.PRODUCTS says."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Precision:
 
     "auto": the transformer in float32 on a CPU and bfloat16 elsewhere; the VAE in float16 on a CUDA device and float32
     elsewhere; the text encoders as their files are. storage: the transformer's weights; None leaves them as they are.
-    fp8_matmul: multiply its fp8 weights in fp8. attention: a name of attention_names. compiling: how the
+    matmul: a name in MATMULS. attention: a name of attention_names. compiling: how the
     blocks' pieces are compiled; None leaves them as they are.
     """
 
@@ -36,7 +39,7 @@ class Precision:
     storage: str | None = None
     vae: str = "auto"
     text: str = "auto"
-    fp8_matmul: bool = False
+    matmul: str = DENSE
     attention: str = AUTO
     compiling: CompileConfig | None = None
 
@@ -45,6 +48,7 @@ class Precision:
             _check_choice(f"{name} dtype", getattr(self, name), COMPUTE_DTYPES)
         if self.storage is not None:
             _check_choice("storage dtype", self.storage, tuple(DTYPES))
+        _check_choice("matmul", self.matmul, MATMULS)
         _check_choice("attention", self.attention, tuple(attention_names()))
 
     @property
@@ -58,9 +62,10 @@ class Precision:
     def transformer_dtype(self, device: torch.device) -> torch.dtype:
         return DTYPES[_resolve(self.compute, "bfloat16" if device.type != "cpu" else "float32")]
 
-    def fp8_matmul_device(self, device: torch.device) -> torch.device | None:
-        """The device itself if fp8 is multiplied in fp8 on it."""
-        return device if self.fp8_matmul else None
+    @property
+    def product(self) -> str | None:
+        """A name of quant.PRODUCTS; None multiplies in the compute dtype."""
+        return None if self.matmul == DENSE else self.matmul
 
     def check_attention(self, device: str | torch.device, config: Mapping[str, Any]) -> None:
         """Try a named attention on the device for a transformer of these sizes, before anything is loaded.

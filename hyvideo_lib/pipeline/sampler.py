@@ -22,7 +22,7 @@ from ..text import TextEmbeds
 from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
 from ..transformer.blocks import DoubleBlock, SingleBlock
 from ..transformer.lean import ready_together
-from ..transformer.ops import Linear
+from ..transformer.ops import DENSE, Linear
 from .ladder import Ladder
 
 
@@ -286,6 +286,6 @@ class SampleRun:
 
 
 def _rests_otherwise(layer: Linear, dtype: torch.dtype) -> bool:
-    """Whether the layer's weight is in another dtype than `dtype`, or in parts."""
+    """Whether the layer's weight is multiplied as something else than it rests as: cast, joined or rounded."""
     weight = getattr(layer, "weight", None)
-    return weight is None or weight.dtype != dtype
+    return weight is None or weight.dtype != dtype or layer.product is not DENSE

@@ -16,7 +16,7 @@ from ..checkpoint.keymaps import Source
 from ..checkpoint.text_sizes import with_text_sizes
 from ..memory import Offloader
 from ..memory.plan import Weights
-from ..quant.install import install, restore
+from ..quant import install, restore, use_product
 from ..text import ClipEncoderConfig, LlamaEncoderConfig
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
 from ..vae import CausalVideoVAE, VAEConfig
@@ -49,12 +49,14 @@ def sketch_transformer(path: Path | None, precision: Precision, device: torch.de
     dtype = precision.transformer_dtype(device)
     if path is not None:
         check_file("transformer", path)
-        return load_transformer(path, precision.storage_dtype, dtype, device="meta")
+        return load_transformer(path, precision.storage_dtype, dtype, "meta", product=precision.product)
     model = build_meta_transformer(RELEASED, dtype)
     state = {name: tensor.to(RELEASED_DTYPE) for name, tensor in model.state_dict().items()}
     if precision.storage_dtype is not None:
         state = dict(restore(state, "none", precision.storage_dtype))
     model.load_state_dict(install(model, state, "none"), strict=True, assign=True)
+    if precision.product:
+        use_product(model, precision.product)
     return model.requires_grad_(False).eval()
 
 

@@ -128,7 +128,8 @@ class SampleStage:
                 files.transformer,
                 precision.storage_dtype,
                 precision.transformer_dtype(host.device),
-                fp8_matmul_device=precision.fp8_matmul_device(host.device),
+                product=precision.product,
+                product_device=host.device,
             )
             self._offloader = offload_transformer(self._model, swap)
         self._scaling = vae_scaling(files.vae)

@@ -8,23 +8,24 @@ from .fp8 import (
     plain_fp8_state_dict,
     quantize_fp8,
 )
-from .fp8_matmul import Fp8MatmulLinear, probe_fp8_matmul
 from .ggml import GGML_FORMATS, dequantize_ggml
 from .install import install, restore
+from .products import PRODUCTS, probe_product, use_product
 from .schemes import SCHEMES
 
 __all__ = [
     "FP8_DTYPES",
     "GGML_FORMATS",
+    "PRODUCTS",
     "SCHEMES",
-    "Fp8MatmulLinear",
     "cast_fp8",
     "dequantize_fp8",
     "dequantize_ggml",
     "install",
     "is_kept_in_plain_fp8",
     "plain_fp8_state_dict",
-    "probe_fp8_matmul",
+    "probe_product",
     "quantize_fp8",
     "restore",
+    "use_product",
 ]

@@ -26,27 +26,23 @@ def install(
     *,
     dtypes: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
-    fp8_matmul: bool = False,
     dense_dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Give a model on the meta device the layers for weights stored so; its state dict, to load strictly by assignment.
 
     tensors: under the model's names, with their companions; nothing of them is copied but scales. Names that the model
     has not are left out. scheme: a name in SCHEMES. dtypes: the header's dtypes by name, needed for "gguf". metadata:
-    the file's, used by "comfyui_quant". fp8_matmul: multiply in fp8 where the weights allow it; the device was probed.
+    the file's, used by "comfyui_quant".
     dense_dtype: of weights in storage form that belong to other layers than Linears, which take them dense.
     Raises UnsupportedFile for tensors that are missing or do not fit, InvalidSetting for an unknown scheme.
     """
     unpacked = unpack(scheme, StoredTensors(tensors, dtypes or {}, metadata or {}))
     layers = dict(model.named_modules())
     state = dict(unpacked.plain)
-    stored = dict(unpacked.stored)
-    if fp8_matmul:
-        stored |= _plain_fp8(state, layers)
-    for layer, weight in stored.items():
+    for layer, weight in unpacked.stored.items():
         old = layers.get(layer)
         if isinstance(old, Linear):
-            state |= {f"{layer}.{leaf}": tensor for leaf, tensor in _replace(model, layer, old, weight, fp8_matmul)}
+            state |= {f"{layer}.{leaf}": tensor for leaf, tensor in _replace(model, layer, old, weight)}
         elif old is not None:
             state[layer + WEIGHT] = weight.dense(dense_dtype)
     return _fitting(model, state)
@@ -89,18 +85,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return cast_fp8(tensor, dtype) if dtype in FP8_DTYPES else tensor.to(dtype)
 
 
-def _plain_fp8(state: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -> dict[str, StoredWeight]:
-    """Linear weights in fp8 without a scale, as weights whose scale is 1."""
-    return {
-        name.removesuffix(WEIGHT): ScaledWeight(tensor, torch.ones(1))
-        for name, tensor in state.items()
-        if tensor.dtype in FP8_DTYPES and isinstance(layers.get(name.removesuffix(WEIGHT)), Linear)
-    }
-
-
-def _replace(
-    model: nn.Module, layer: str, old: Linear, weight: StoredWeight, fp8_matmul: bool
-) -> Iterator[tuple[str, Tensor]]:
+def _replace(model: nn.Module, layer: str, old: Linear, weight: StoredWeight) -> Iterator[tuple[str, Tensor]]:
     """Put in the layer that keeps this weight; its state's entries that it takes."""
     wanted = (old.out_features, old.in_features)
     if weight.shape != wanted:
@@ -111,7 +96,7 @@ def _replace(
             "or ComfyUI's layout, or a bf16 file."
         )
     with torch.device("meta"):
-        new = weight.make_layer(old.in_features, old.out_features, old.bias is not None, fp8_matmul)
+        new = weight.make_layer(old.in_features, old.out_features, old.bias is not None)
     parent, _, leaf = layer.rpartition(".")
     setattr(model.get_submodule(parent), leaf, new.requires_grad_(False))
     taken = new.state_dict().keys()

@@ -30,14 +30,20 @@ class StoredLinear(Linear):
 class ScaledLinear(StoredLinear):
     """A Linear that multiplies with weight * weight_scale. `rows` computes only those output features.
 
-    The weight is fp8 or int8. weight_scale: float32, [1], or [out_features, 1] with one for each row.
+    The weight is fp8 or int8. weight_scale: float32, [1], or [out_features, 1] with one for each row. input_scale: [1]
+    float32, what products in fp8 divide tokens by, or None. full_precision: the file asks for no products in 8 bits.
     """
 
     weight_scale: Tensor
+    input_scale: Tensor | None
+    full_precision = False
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, num_scales: int = 1) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, num_scales: int = 1, has_input_scale: bool = False
+    ) -> None:
         super().__init__(in_features, out_features, bias)
         self.register_buffer("weight_scale", torch.ones((1,) if num_scales == 1 else (num_scales, 1)))
+        self.register_buffer("input_scale", torch.ones(1) if has_input_scale else None)
 
     def dense_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
         scale = self.weight_scale if self.weight_scale.numel() == 1 else self.weight_scale[rows]

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..transformer.ops import Linear
-from .fp8 import FP8_DTYPES, dequantize_scaled
-from .fp8_matmul import Fp8MatmulLinear
+from .fp8 import dequantize_scaled
 from .ggml import GGML_FORMATS, dequantize_ggml
 from .linear import BlockLinear, ScaledLinear
 
@@ -29,8 +28,8 @@ class StoredWeight(Protocol):
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight itself, in `dtype`."""
 
-    def make_layer(self, in_features: int, out_features: int, has_bias: bool, fp8_matmul: bool) -> Linear:
-        """A layer on the meta device that takes `entries`. fp8_matmul: multiply in fp8 where this weight allows it."""
+    def make_layer(self, in_features: int, out_features: int, has_bias: bool) -> Linear:
+        """A layer, on the device that is the default, that takes `entries`."""
 
     def entries(self) -> dict[str, Tensor]:
         """The layer's state but its bias, by the last words of the names."""
@@ -41,7 +40,7 @@ class ScaledWeight:
     """fp8 or int8 numbers, with one scale or one for each row.
 
     scale: [1] or [out, 1]. input_scale: [1], what activations are divided by where they are multiplied in fp8.
-    full_precision: the file asks for no fp8 products with this weight.
+    full_precision: the file asks for no products in 8 bits with this weight.
     """
 
     weight: Tensor
@@ -56,14 +55,14 @@ class ScaledWeight:
     def dense(self, dtype: torch.dtype) -> Tensor:
         return dequantize_scaled(self.weight, self.scale, dtype)
 
-    def make_layer(self, in_features: int, out_features: int, has_bias: bool, fp8_matmul: bool) -> Linear:
-        if fp8_matmul and not self.full_precision and self.weight.dtype in FP8_DTYPES and self.scale.numel() == 1:
-            return Fp8MatmulLinear(in_features, out_features, has_bias)
-        return ScaledLinear(in_features, out_features, has_bias, num_scales=self.scale.numel())
+    def make_layer(self, in_features: int, out_features: int, has_bias: bool) -> Linear:
+        made = ScaledLinear(in_features, out_features, has_bias, self.scale.numel(), self.input_scale is not None)
+        made.full_precision = self.full_precision
+        return made
 
     def entries(self) -> dict[str, Tensor]:
-        input_scale = torch.ones(1) if self.input_scale is None else self.input_scale
-        return {"weight": self.weight, "weight_scale": self.scale, "input_scale": input_scale}
+        found = {"weight": self.weight, "weight_scale": self.scale}
+        return found if self.input_scale is None else {**found, "input_scale": self.input_scale}
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class BlockWeight:
     def dense(self, dtype: torch.dtype) -> Tensor:
         return dequantize_ggml(self.data, self.ggml_type, dtype)
 
-    def make_layer(self, in_features: int, out_features: int, has_bias: bool, fp8_matmul: bool) -> Linear:
+    def make_layer(self, in_features: int, out_features: int, has_bias: bool) -> Linear:
         return BlockLinear(in_features, out_features, has_bias, self.ggml_type)
 
     def entries(self) -> dict[str, Tensor]:

@@ -73,6 +73,7 @@ class Joint:
             made = [linear(a) for linear in linears]
             del a
             self._put(stream, low, high, [part for each in made for part in self._split(each)], form.pieces)
+            del made  # before the next chunk's are made
 
     def _put(self, stream: Stream, low: int, high: int, parts: Sequence[Tensor], pieces: Pieces) -> None:
         """Store q, k, v [B, chunk, n, D] of the tokens low..high; q and k normed, and rotated if the stream says so."""
@@ -199,6 +200,7 @@ def single_block(
         part = x[:, low:high]
         hidden = grow(do.modulate(part, mods[0], mods[1]))
         do.add_gated(part, shrink(do.join_gelu(out[:, low:high], hidden)), mods[2])
+        del hidden
     return x
 
 

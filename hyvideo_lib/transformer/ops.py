@@ -8,7 +8,7 @@ by definition. A weight already in the right dtype is used as it lies, without a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,25 +29,50 @@ Adapter = Callable[[Tensor, slice], Tensor]
 """What a LoRA adds to a layer: of the layer's input and the wanted output features, a term of the output's shape."""
 
 
+class Product(Protocol):
+    """How the tokens and the weight of a Linear are multiplied."""
+
+    def ready(self, layer: Linear, dtype: torch.dtype, rows: slice) -> Any:
+        """What the weight's rows are multiplied as, by tokens in `dtype`; made once for many calls of `multiply`."""
+
+    def multiply(self, x: Tensor, ready: Any, bias: Tensor | None) -> Tensor:
+        """x [..., in] times what `ready` gave, plus the bias in x's dtype: [..., out] in x's dtype."""
+
+
+class Dense:
+    """In the tokens' dtype, which is the definition."""
+
+    def ready(self, layer: Linear, dtype: torch.dtype, rows: slice) -> Tensor:
+        return layer.dense_weight(dtype, rows)
+
+    def multiply(self, x: Tensor, ready: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, ready, bias)
+
+
+DENSE = Dense()
+
+
 class Linear(nn.Linear):
     """nn.Linear whose weight is cast on use. `rows` computes only those output features.
 
-    adapters: their terms are added to the output in order; the weight itself is never changed.
+    product: how it is multiplied. adapters: their terms are added to the output in order; the weight itself is never
+    changed.
     """
 
+    product: Product = DENSE
     adapters: tuple[Adapter, ...] = ()
 
     def dense_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
         """The weight that is multiplied with, [rows, in_features] in `dtype`. Storage schemes say here what it is."""
         return self.weight[rows].to(dtype)
 
-    def ready_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor | None:
-        """What `forward` may be given as `ready`, made once for many calls; None where there is nothing to make."""
-        return self.dense_weight(dtype, rows)
+    def ready_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Any:
+        """What `forward` may be given as `ready`, made once for many calls."""
+        return self.product.ready(self, dtype, rows)
 
-    def forward(self, x: Tensor, rows: slice = slice(None), ready: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: slice = slice(None), ready: Any = None) -> Tensor:
         bias = None if self.bias is None else self.bias[rows].to(x.dtype)
-        y = F.linear(x, self.dense_weight(x.dtype, rows) if ready is None else ready, bias)
+        y = self.product.multiply(x, self.ready_weight(x.dtype, rows) if ready is None else ready, bias)
         for adapter in self.adapters:
             y = y + adapter(x, rows)
         return y

@@ -5,6 +5,7 @@ import importlib.util
 from hyvideo_lib.attention import BACKENDS
 from hyvideo_lib.cli import doctor, main
 from hyvideo_lib.demo import assets
+from hyvideo_lib.quant import PRODUCTS
 
 
 def test_the_report_names_versions_devices_memory_and_attention(hyvideo):
@@ -15,6 +16,8 @@ def test_the_report_names_versions_devices_memory_and_attention(hyvideo):
     cpu = report["devices"][-1]
     assert cpu["name"] == "cpu"
     assert cpu["attention"]["sdpa"] == "ok"
+    assert tuple(cpu["matmul"]) == tuple(PRODUCTS)
+    assert all(said == "ok" or "are not possible on cpu" in said for said in cpu["matmul"].values())
     for name, backend in BACKENDS.items():
         said = cpu["attention"][name]
         assert said == "ok" or said.endswith(backend.install)

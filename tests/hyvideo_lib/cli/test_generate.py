@@ -410,11 +410,11 @@ def test_swapped_blocks_make_the_same_video(generate):
 
 
 def test_fp8_products_are_taken_where_there_are_fp8_weights(generate):
-    words = ("--dtype", "bfloat16", "--fp8-matmul")
+    words = ("--dtype", "bfloat16", "--matmul", "fp8")
     refused = generate(PROMPT, *words, "--storage-dtype", "bfloat16", "--out", "a.mp4")
     assert (refused.code, refused.error) == (2, "invalid_setting")
     answer = generate(PROMPT, *words, "--storage-dtype", "float8_e4m3fn", "--out", "a.mp4")
-    assert answer.report["videos"][0]["settings"]["fp8_matmul"] is True
+    assert answer.report["videos"][0]["settings"]["matmul"] == "fp8"
 
 
 def test_the_attention_that_ran_is_told_and_one_that_cannot_run_is_refused_before_anything_is_loaded(

@@ -13,6 +13,7 @@ from hyvideo_lib.attention import AUTO, BACKENDS
 from hyvideo_lib.caches import METHODS
 from hyvideo_lib.cli import VERBS, arguments, build_parser, inspect, main
 from hyvideo_lib.pipeline import COMPUTE_DTYPES, DTYPES
+from hyvideo_lib.pipeline.precision import MATMULS
 from hyvideo_lib.sampling import SOLVERS
 from hyvideo_lib.text import TEMPLATES
 
@@ -118,3 +119,4 @@ def test_names_in_the_options_are_those_of_the_tables():
     assert tuple(DTYPES) == arguments.STORAGE_DTYPES
     assert COMPUTE_DTYPES == arguments.COMPUTE_DTYPES
     assert (AUTO, *BACKENDS) == arguments.ATTENTION
+    assert MATMULS == arguments.MATMULS

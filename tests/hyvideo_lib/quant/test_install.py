@@ -14,7 +14,6 @@ from torch import nn
 from hyvideo_lib.checkpoint.read import map_tensors, read_header
 from hyvideo_lib.errors import InvalidSetting, UnsupportedFile
 from hyvideo_lib.quant import SCHEMES, cast_fp8, dequantize_ggml, install, quantize_fp8, restore
-from hyvideo_lib.quant.fp8_matmul import Fp8MatmulLinear
 from hyvideo_lib.quant.ggml import GGML_FORMATS
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
 from hyvideo_lib.quant.stored import BlockWeight
@@ -244,29 +243,28 @@ def test_layers_are_those_of_the_storage() -> None:
     assert type(model.final_layer.linear) is Linear
 
 
-@pytest.mark.parametrize("file", ["fp8_cast", "fp8_scale", "comfyui_fp8_scaled"])
-def test_products_in_fp8_are_used_when_asked_for(file: str) -> None:
-    scheme, make = FILES[file]
-    tensors, _, options = make()
-    layer = installed(tensors, scheme, fp8_matmul=True, **options).double_blocks[0].img_mlp.fc1
-    assert type(layer) is Fp8MatmulLinear
-    assert layer.input_scale == (0.5 if file == "comfyui_fp8_scaled" else 1.0)
+def test_the_scale_of_activations_is_kept_where_a_file_has_it() -> None:
+    for file, expected in (("fp8_scale", None), ("comfyui_fp8_scaled", 0.5)):
+        scheme, make = FILES[file]
+        tensors, _, options = make()
+        assert installed(tensors, scheme, **options).double_blocks[0].img_mlp.fc1.input_scale == expected
 
 
-def test_a_marker_of_two_elements_forbids_products_in_fp8() -> None:
+def test_a_marker_of_two_elements_forbids_products_in_8_bits() -> None:
     tensors, _, _ = of_comfyui_scaled()
-    model = installed({**tensors, "scaled_fp8": torch.zeros(2, dtype=E5M2)}, "comfyui_fp8_scaled", fp8_matmul=True)
-    assert type(model.double_blocks[0].img_mlp.fc1) is ScaledLinear
+    model = installed({**tensors, "scaled_fp8": torch.zeros(2, dtype=E5M2)}, "comfyui_fp8_scaled")
+    assert model.double_blocks[0].img_mlp.fc1.full_precision
+    assert not installed(tensors, "comfyui_fp8_scaled").double_blocks[0].img_mlp.fc1.full_precision
 
 
-def test_a_layer_may_forbid_products_in_fp8() -> None:
+def test_a_layer_may_forbid_products_in_8_bits() -> None:
     tensors, _, _ = of_comfyui_quant()
     layer = "double_blocks.0.img_mlp.fc1"
     text = b'{"format": "float8_e4m3fn", "full_precision_matrix_mult": true}'
     tensors[f"{layer}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
-    model = installed(tensors, "comfyui_quant", fp8_matmul=True)
-    assert type(model.double_blocks[0].img_mlp.fc1) is ScaledLinear
-    assert type(model.double_blocks[0].img_mlp.fc2) is Fp8MatmulLinear
+    model = installed(tensors, "comfyui_quant")
+    assert model.double_blocks[0].img_mlp.fc1.full_precision
+    assert not model.double_blocks[0].img_mlp.fc2.full_precision
 
 
 @pytest.mark.parametrize("ggml_type", GGML_FORMATS)

@@ -1,0 +1,268 @@
+"""Matrix products in 8 bits, by PyTorch's own kernels: faster where the device has them, and less exact.
+
+What a layer computes is defined as its dense weight times its tokens. These round the tokens to 8 bits too, so each is
+an option, and `probe_product` tries it on the device at hand before a model is loaded for it. The weight may rest in
+any storage: what rests in the product's own format is multiplied as it lies, everything else is rounded on use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InvalidSetting
+from ..transformer import HunyuanVideoTransformer
+from ..transformer.modulation import Modulation
+from ..transformer.ops import DENSE, Linear, Product
+from .fp8 import FP8_DTYPES, cast_fp8
+from .linear import ScaledLinear
+
+E4M3 = torch.float8_e4m3fn
+AT_ONCE = 1024
+"""Tokens, or rows of a weight, that are rounded together: what is made on the way stays small."""
+FEWEST_TOKENS = 32
+"""int8 kernels refuse fewer than 17 tokens; fewer than this are filled up."""
+PROBE_ERROR = 0.1
+"""What a right product may differ by, of its norm; rounding to 8 bits takes 0.01 (int8) to 0.04 (fp8)."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Numbers in 8 bits, [n, in], and what they are multiplied with: float32, [1], or [n, 1] with one for each row."""
+
+    weight: Tensor
+    scale: Tensor
+    input_scale: Tensor | None = None
+
+
+class EightBit(Product, Protocol):
+    """A product of the table."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def needs(self) -> str: ...
+
+    def takes(self, layer: Linear) -> bool:
+        """Whether this layer would be multiplied so; otherwise it is multiplied as it is defined."""
+
+
+@dataclass(frozen=True)
+class ByTensor:
+    """In fp8, with one scale for the weight and one for the tokens: files made for it hold both.
+
+    Tokens are divided by the file's input scale where it has one, and cut off at the format's largest number. Weights
+    that do not rest in fp8 with one scale are multiplied as they are defined.
+    """
+
+    title: str = "fp8"
+    needs: str = "an NVIDIA card of compute capability 8.9 or more (RTX 40 series, H100) and PyTorch 2.5 or newer"
+
+    def takes(self, layer: Linear) -> bool:
+        return _is_even(layer, slice(None), 16) and self._stored(layer, slice(None)) is not None
+
+    def ready(self, layer: Linear, dtype: torch.dtype, rows: slice) -> Tensor | Rounded:
+        found = self._stored(layer, rows) if _is_even(layer, rows, 16) else None
+        return layer.dense_weight(dtype, rows) if found is None else found
+
+    def multiply(self, x: Tensor, ready: Tensor | Rounded, bias: Tensor | None) -> Tensor:
+        if isinstance(ready, Tensor):
+            return F.linear(x, ready, bias)
+        input_scale = ready.scale.new_ones(1) if ready.input_scale is None else ready.input_scale
+
+        def multiply(tokens: Tensor) -> Tensor:
+            rounded = cast_fp8(tokens.float() / input_scale)
+            scale_a, scale_b = input_scale.reshape(()), ready.scale.reshape(())
+            return torch._scaled_mm(rounded, ready.weight.t(), scale_a, scale_b, out_dtype=x.dtype)
+
+        return _by_parts(multiply, x, len(ready.weight), bias)
+
+    @staticmethod
+    def _stored(layer: Linear, rows: slice) -> Rounded | None:
+        found = stored_rows(layer, rows)
+        return found if found and found.weight.dtype in FP8_DTYPES and found.scale.numel() == 1 else None
+
+
+@dataclass(frozen=True)
+class ByRow:
+    """In fp8 or int8, with a scale for each token and for each row of the weight, found when they are rounded.
+
+    dtype: what both are rounded to. multiple: both sides of a weight must be multiples of it. multiply_rows: of tokens
+    and weight in dtype, both with their scales [n, 1], the product in another dtype.
+    """
+
+    title: str
+    needs: str
+    dtype: torch.dtype
+    multiple: int
+    multiply_rows: Callable[[Rounded, Rounded, torch.dtype], Tensor]
+
+    def takes(self, layer: Linear) -> bool:
+        return _is_even(layer, slice(None), self.multiple)
+
+    def ready(self, layer: Linear, dtype: torch.dtype, rows: slice) -> Tensor | Rounded:
+        if not _is_even(layer, rows, self.multiple):
+            return layer.dense_weight(dtype, rows)
+        found = stored_rows(layer, rows)
+        if found and found.weight.dtype == self.dtype:
+            return Rounded(found.weight, found.scale.float().expand(len(found.weight), 1))
+        first, last, _ = rows.indices(layer.out_features)
+        weight, scale = None, None
+        for low in range(first, last, AT_ONCE):
+            high = min(low + AT_ONCE, last)
+            part = round_rows(layer.dense_weight(torch.float32, slice(low, high)), self.dtype)
+            if weight is None or scale is None:
+                weight = part.weight.new_empty(last - first, layer.in_features)
+                scale = part.scale.new_empty(last - first, 1)
+            weight[low - first : high - first], scale[low - first : high - first] = part.weight, part.scale
+        assert weight is not None
+        assert scale is not None
+        return Rounded(weight, scale)
+
+    def multiply(self, x: Tensor, ready: Tensor | Rounded, bias: Tensor | None) -> Tensor:
+        if isinstance(ready, Tensor):
+            return F.linear(x, ready, bias)
+        return _by_parts(
+            lambda tokens: self.multiply_rows(round_rows(tokens, self.dtype), ready, x.dtype),
+            x,
+            len(ready.weight),
+            bias,
+        )
+
+
+def multiply_int8(tokens: Rounded, weight: Rounded, dtype: torch.dtype) -> Tensor:
+    """[n, in] times [out, in] transposed, summed exactly in int32: [n, out] in `dtype`."""
+    count = len(tokens.weight)
+    filled = F.pad(tokens.weight, (0, 0, 0, max(0, FEWEST_TOKENS - count)))
+    sums = torch._int_mm(filled, weight.weight.t())[:count]
+    return sums.float().mul_(tokens.scale).mul_(weight.scale.t()).to(dtype)
+
+
+def multiply_fp8_rows(tokens: Rounded, weight: Rounded, dtype: torch.dtype) -> Tensor:
+    """[n, in] times [out, in] transposed, both e4m3: [n, out] in `dtype`."""
+    return torch._scaled_mm(
+        tokens.weight,
+        weight.weight.t(),
+        scale_a=tokens.scale,
+        scale_b=weight.scale.t().contiguous(),
+        out_dtype=dtype,
+    )
+
+
+PRODUCTS: dict[str, EightBit] = {
+    "fp8": ByTensor(),
+    "fp8_rows": ByRow(
+        "fp8 by rows",
+        "an NVIDIA card of compute capability 9.0 (H100) or newer, or 8.9 (RTX 40 series) with a new PyTorch",
+        E4M3,
+        16,
+        multiply_fp8_rows,
+    ),
+    "int8": ByRow(
+        "int8",
+        "an NVIDIA card of compute capability 8.0 or more (RTX 30 series), or a CPU, and PyTorch 2.2 or newer",
+        torch.int8,
+        8,
+        multiply_int8,
+    ),
+}
+"""By the name of the setting. `pipeline.precision` has the same names, and "dense" for the definition."""
+
+
+def round_rows(rows: Tensor, dtype: torch.dtype) -> Rounded:
+    """rows [n, in] in 8 bits: the largest magnitude of each lands on the format's largest number.
+
+    NaN and infinity are in the scale afterwards, and so in every product. A row of zeros stays one.
+    """
+    is_integer = not dtype.is_floating_point
+    largest = torch.iinfo(dtype).max if is_integer else torch.finfo(dtype).max
+    span = torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True)).float()
+    scale = (span / largest).clamp(min=torch.finfo(torch.float32).tiny)
+    divided = torch.div(rows, scale)
+    return Rounded(divided.round_().to(dtype) if is_integer else cast_fp8(divided, dtype), scale)
+
+
+def stored_rows(layer: Linear, rows: slice) -> Rounded | None:
+    """The weight's rows as they rest, where they rest as numbers with at most one scale a row; else None."""
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.dtype not in (*FP8_DTYPES, torch.int8):
+        return None
+    if not isinstance(layer, ScaledLinear):
+        return Rounded(weight[rows], torch.ones(1, device=weight.device))
+    scale = layer.weight_scale if layer.weight_scale.numel() == 1 else layer.weight_scale[rows]
+    return Rounded(weight[rows], scale, layer.input_scale)
+
+
+def use_product(model: HunyuanVideoTransformer, name: str) -> None:
+    """Let the token-wide layers of all blocks multiply so. What is small or delicate computes as it is defined.
+
+    Raises InvalidSetting if no layer can, which is so where "fp8" meets weights that do not rest in it.
+    """
+    product = PRODUCTS[name]
+    taken = [layer for layer in _token_layers(model) if product.takes(layer)]
+    if not taken:
+        raise InvalidSetting(
+            f"{product.title} matrix products were asked for, but no layer of this transformer can be multiplied so: "
+            "no weights in fp8 with one scale each. Store them in float8_e4m3fn, or choose fp8_rows or int8, which "
+            "take every storage, or dense."
+        )
+    for layer in taken:
+        layer.product = product
+
+
+def probe_product(name: str, device: str | torch.device, compute_dtype: torch.dtype) -> None:
+    """Multiply so on the device once, and see that the product is right.
+
+    Raises InvalidSetting with the device's own reason if it cannot.
+    """
+    product, device = PRODUCTS[name], torch.device(device)
+    numbers = torch.Generator().manual_seed(0)
+    try:
+        layer = Linear(64, 48, bias=False, device=device).requires_grad_(False)
+        layer.weight = nn.Parameter(cast_fp8(torch.randn(48, 64, generator=numbers)).to(device), False)
+        x = torch.randn(40, 64, generator=numbers).to(device, compute_dtype)
+        expected = DENSE.multiply(x, DENSE.ready(layer, compute_dtype, slice(None)), None).float()
+        found = product.multiply(x, product.ready(layer, compute_dtype, slice(None)), None).float()
+        error = ((found - expected).norm() / expected.norm()).item()
+        reason = "" if error <= PROBE_ERROR else "its product is wrong"
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as failure:  # each torch has its own
+        reason = str(failure).splitlines()[0].rstrip(".") if str(failure) else type(failure).__name__
+    if reason:
+        raise InvalidSetting(
+            f"{product.title} matrix products are not possible on {device}: {reason}. They need {product.needs}. "
+            "Choose dense: the weights rest as they are, and only the products are formed in the compute dtype."
+        )
+
+
+def _token_layers(model: HunyuanVideoTransformer) -> Iterator[Linear]:
+    """The blocks' layers that every token goes through, and that no file asks to be exact."""
+    for block in model.blocks:
+        modulating = {id(layer) for part in block.modules() if isinstance(part, Modulation) for layer in part.modules()}
+        for layer in block.modules():
+            if isinstance(layer, Linear) and id(layer) not in modulating and not getattr(layer, "full_precision", 0):
+                yield layer
+
+
+def _is_even(layer: Linear, rows: slice, multiple: int) -> bool:
+    """Whether both sides of these rows are multiples of it."""
+    return layer.in_features % multiple == 0 and len(range(*rows.indices(layer.out_features))) % multiple == 0
+
+
+def _by_parts(multiply: Callable[[Tensor], Tensor], x: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
+    """[..., out] in x's dtype of x [..., in], AT_ONCE tokens at a time."""
+    tokens = x.reshape(-1, x.shape[-1])
+    if len(tokens) <= AT_ONCE:
+        y = multiply(tokens)
+    else:
+        y = x.new_empty(len(tokens), out_features)
+        for low in range(0, len(tokens), AT_ONCE):
+            y[low : low + AT_ONCE] = multiply(tokens[low : low + AT_ONCE])
+    if bias is not None:
+        y += bias
+    return y.view(*x.shape[:-1], out_features)
