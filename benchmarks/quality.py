@@ -23,6 +23,7 @@ from hyvideo_lib.checkpoint import load_text_encoder, load_transformer, load_vae
 from hyvideo_lib.demo import assets
 from hyvideo_lib.demo.world import BACKGROUNDS, COLORS, MOTIONS, SCENES, SHAPES, Scene
 from hyvideo_lib.geometry import latent_shape
+from hyvideo_lib.pipeline.precision import DENSE, MATMULS, Precision
 from hyvideo_lib.sampling import (
     SOLVERS,
     GuidanceConfig,
@@ -44,8 +45,10 @@ as the reference has it for tiles of 256 pixels, blends are one latent wide here
 class Studio:
     """The demo model, loaded once."""
 
-    def __init__(self, transformer: Path = assets.TRANSFORMER, dtype: torch.dtype = torch.float32) -> None:
-        self.model: HunyuanVideoTransformer = load_transformer(transformer, compute_dtype=dtype)
+    def __init__(
+        self, transformer: Path = assets.TRANSFORMER, dtype: torch.dtype = torch.float32, product: str | None = None
+    ) -> None:
+        self.model: HunyuanVideoTransformer = load_transformer(transformer, compute_dtype=dtype, product=product)
         self.vae: CausalVideoVAE = load_vae(assets.VAE)
         self.llm, self.clip = (
             load_text_encoder(path, compute_dtype=torch.float32) for path in (assets.LLM, assets.CLIP)
@@ -141,15 +144,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, nargs="*", default=[assets.STEPS])
     parser.add_argument("--solvers", nargs="*", default=["euler"], choices=list(SOLVERS))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--matmul", default=DENSE, choices=MATMULS)
     parser.add_argument("--every", type=int, default=1, help="score every n-th scene only")
     parser.add_argument("--tiled", action="store_true", help="decode in tiles as well")
     parser.add_argument("--words", action="store_true", help="score one-word changes as well")
     options = parser.parse_args(argv)
-    studio = Studio(options.transformer, getattr(torch, options.dtype))
+    precision = Precision(options.dtype, matmul=options.matmul)
+    studio = Studio(options.transformer, getattr(torch, options.dtype), precision.product)
     scenes = SCENES[:: options.every]
 
     def report(**row: Any) -> None:
-        print(json.dumps({"benchmark": "quality", "transformer": options.transformer.name, **row}), flush=True)
+        common = {"benchmark": "quality", "transformer": options.transformer.name, "matmul": options.matmul}
+        print(json.dumps({**common, **row}), flush=True)
 
     for solver in options.solvers:
         for guidance in options.guidance:

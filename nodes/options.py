@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hyvideo_lib.caches import METHODS, CacheConfig
+from ..hyvideo_lib.caches import METHODS, CacheConfig, parse_curve
+from ..hyvideo_lib.errors import InvalidSetting
 from ..hyvideo_lib.memory import AUTO, BlockSwap
 from ..hyvideo_lib.sampling import GuidanceConfig
 from ..hyvideo_lib.transformer import CompileConfig, RopeSettings
@@ -285,6 +286,15 @@ class Cache(io.ComfyNode):
                     tooltip="Where what is kept waits: on the card, or in RAM, which saves memory and costs two copies "
                     "a step. easycache keeps next to nothing.",
                 ),
+                io.String.Input(
+                    "ratios",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="For magcache with another model than the released one: the contents of the file that "
+                    "`python -m hyvideo_lib generate ... --measure-ratios FILE` wrote. Empty: those of the released "
+                    "model.",
+                ),
             ],
             outputs=[HYV_CACHE.Output("cache", display_name="cache", tooltip="For the sampler.")],
         )
@@ -298,6 +308,7 @@ class Cache(io.ComfyNode):
         end: float = 1.0,
         max_skips: int = OWN,
         residuals: str = "device",
+        ratios: str = "",
     ) -> bool | str:
         values = {
             "method": method,
@@ -306,8 +317,10 @@ class Cache(io.ComfyNode):
             "end": end,
             "max_skips": max_skips,
             "residuals": residuals,
+            "ratios": ratios,
         }
-        return check_inputs(cls, values, lambda: cache_config(method, threshold, start, end, max_skips, residuals))
+        given = method, threshold, start, end, max_skips, residuals, ratios
+        return check_inputs(cls, values, lambda: cache_config(*given))
 
     @classmethod
     @names_its_errors
@@ -319,14 +332,17 @@ class Cache(io.ComfyNode):
         end: float = 1.0,
         max_skips: int = OWN,
         residuals: str = "device",
+        ratios: str = "",
     ) -> io.NodeOutput:
-        return io.NodeOutput(cache_config(method, threshold, start, end, max_skips, residuals))
+        return io.NodeOutput(cache_config(method, threshold, start, end, max_skips, residuals, ratios))
 
 
 def cache_config(
-    method: str, threshold: float, start: float, end: float, max_skips: int, residuals: str
+    method: str, threshold: float, start: float, end: float, max_skips: int, residuals: str, ratios: str = ""
 ) -> CacheConfig:
     """What the widgets say. Raises InvalidSetting."""
+    if ratios.strip() and method != "magcache":
+        raise InvalidSetting(f"ratios are for magcache, but method is {method}. Leave them empty.")
     return CacheConfig(
         method,
         None if threshold < 0 else threshold,
@@ -334,6 +350,7 @@ def cache_config(
         end,
         None if max_skips < 0 else max_skips,
         residuals == "host",
+        parse_curve(ratios, "ratios") if ratios.strip() else None,
     )
 
 

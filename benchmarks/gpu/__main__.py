@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import attention, caps, decode, step, swapped, text
+from benchmarks.gpu import attention, caps, decode, products, step, swapped, text
 from benchmarks.rows import Options, Report
 
 TABLES = {
     "attention": attention.run,
+    "products": products.run,
     "step": step.run,
     "swap": swapped.run,
     "caps": caps.run,

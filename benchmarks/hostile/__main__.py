@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.hostile import files, fuzz, names, numbers, pickles, saves
+from benchmarks.hostile import files, fuzz, names, numbers, pickles, planted, saves
 from benchmarks.hostile.figures import Figure, Scale
 from benchmarks.hostile.surroundings import load_pack
 from benchmarks.rows import hardware
@@ -38,6 +38,7 @@ PARTS: Mapping[str, Callable[[Scale], Iterator[Figure]]] = {
     "saves": saves.run,
     "numbers": numbers.run,
     "fuzz": fuzz.run,
+    "mutation": planted.run,
 }
 
 
@@ -47,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, default=1.0, metavar="X", help="of the full size (default: 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     parser.add_argument("--minutes", type=float, default=1.0, metavar="X", help="for each fuzzer (default: 1)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="fuzzers and saves with this in their names")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="fuzzers, saves and mutated modules with this in their names"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE", help="rows are appended here")
     return parser
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.machinery
+import json
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -163,6 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that choice")
     parser.add_argument("--faults", type=int, nargs="+", metavar="N", help="these faults only, by their numbers")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a report of each module is added to this file")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="a JSON line of each module is added to this file")
     return parser
 
 
@@ -182,6 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(results[-1].line(), flush=True)
         if words.out:
             append(words.out, results[-1])
+        if words.rows:
+            with words.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(results[-1])) + "\n")
     tried, killed = (sum(getattr(result, name) for result in results) for name in ("tried", "killed"))
     print(f"all: {killed} of {tried} noticed ({100 * killed / max(1, tried):.1f} %), aim {100 * AIM:g} %")
     return 0 if killed >= AIM * tried else 1

@@ -2,7 +2,7 @@
 
 from .config import METHODS, CacheConfig, Method
 from .measure import Measurement
-from .ratios import MagCurve, load_curve, save_curve
+from .ratios import MagCurve, load_curve, parse_curve, save_curve
 from .run import CacheReport, StepCache
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Method",
     "StepCache",
     "load_curve",
+    "parse_curve",
     "save_curve",
 ]

@@ -79,13 +79,26 @@ def load_curve(path: Path) -> MagCurve:
     try:
         if not path.is_file():  # opening a pipe would wait for whoever fills it
             raise FileNotFoundError("there is no such file")
-        found = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise _no_ratios(path.name, error) from error
+    return parse_curve(text, path.name)
+
+
+def parse_curve(text: str, name: str) -> MagCurve:
+    """The curve from the text of a file that `save_curve` wrote. name: where it comes from. Raises InvalidSetting."""
+    try:
+        found = json.loads(text)
         return MagCurve(tuple(map(float, found["levels"])), tuple(map(float, found["ratios"])))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InvalidSetting(
-            f"{path.name} holds no magnitude ratios ({type(error).__name__}: {error}). Measure them with "
-            "`hyvideo generate ... --measure-ratios FILE`."
-        ) from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _no_ratios(name, error) from error
+
+
+def _no_ratios(name: str, error: Exception) -> InvalidSetting:
+    return InvalidSetting(
+        f"{name} holds no magnitude ratios ({type(error).__name__}: {error}). Measure them with "
+        "`hyvideo generate ... --measure-ratios FILE`."
+    )
 
 
 def save_curve(path: Path, curve: MagCurve, about: dict[str, Any] | None = None, overwrite: bool = False) -> None:

@@ -15,6 +15,7 @@ from benchmarks.measure import compare, working_memory
 from benchmarks.random_file import QUICK, write_random
 from benchmarks.rows import OURS, Measurement, ratio_row, table
 from hyvideo_lib.checkpoint import inspect_file, load_transformer
+from hyvideo_lib.quant import PRODUCTS
 from hyvideo_lib.vae import Tiles
 
 COMMON = {"benchmark", "case", "side", "kind", "date", "device", "threads", "quick", "hardware"}
@@ -62,6 +63,14 @@ def test_the_lean_blocks_are_compared_with_the_plain_ones_and_with_what_was_pred
     assert len(ratios) == 10
     assert all(row["peer"] == "plain" and row["output_difference"] < 1e-5 for row in ratios)
     assert all(0 < row["predicted_working_memory"] < 1 for row in ratios)
+
+
+def test_products_in_8_bits_are_compared_with_dense_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run("products", "--dtype", "bfloat16", capsys=capsys)
+    assert {row["case"].rpartition(", ")[2] for row in rows} == set(PRODUCTS)
+    ratios = [row for row in rows if row["side"] == "ratio"]
+    assert len(ratios) + sum(row["kind"] == "skipped" for row in rows) == 2 * len(PRODUCTS)
+    assert all(row["peer"] == "dense" and 0 < row["output_difference"] < 0.1 for row in ratios)
 
 
 def test_the_planners_predictions_are_close_to_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ FORMS = {
     "HyvGuidance": ("cfg_scale start end rescale batched", "", "guidance_options"),
     "HyvBlockSwap": ("double_blocks single_blocks prefetch", "", "block_swap"),
     "HyvCompile": ("backend mode dynamic", "", "compile"),
-    "HyvCache": ("method threshold start end max_skips residuals", "", "cache"),
+    "HyvCache": ("method threshold start end max_skips residuals", "ratios", "cache"),
     "HyvLoRA": ("model file strength blocks", "", "with_lora report"),
     "HyvSampler": (
         "model embeds latents steps guidance shift seed solver strength",

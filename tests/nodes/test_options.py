@@ -65,6 +65,9 @@ def test_a_cache_is_as_the_widgets_say(pack):
     made = run(node, method="easycache", threshold=0.05, start=0.2, end=0.9, max_skips=3, residuals="host")[0]
     assert made == config("easycache", 0.05, 0.2, 0.9, 3, True)
     assert run(node)[0] == config()
+    text = '{"levels": [1.0, 0.5, 0.1], "ratios": [1.02, 0.99], "steps": 3}'
+    curve = pack.hyvideo_lib.caches.MagCurve((1.0, 0.5, 0.1), (1.02, 0.99))
+    assert run(node, method="magcache", ratios=f"\n{text}\n")[0] == config("magcache", curve=curve)
     assert run(node, threshold=0.0, start=0.0, max_skips=0)[0] == config(threshold=0.0, start=0.0, max_skips=0)
 
 
@@ -78,6 +81,9 @@ def test_a_cache_is_as_the_widgets_say(pack):
         ({"method": "magcache", "end": 0.1}, "start before the end"),
         ({"max_skips": -2}, "max_skips"),
         ({"residuals": "disk"}, "residuals is 'disk'"),
+        ({"ratios": "{}"}, "ratios are for magcache, but method is teacache"),
+        ({"method": "magcache", "ratios": "[1.0"}, "ratios holds no magnitude ratios (JSONDecodeError"),
+        ({"method": "magcache", "ratios": '{"levels": [1, 2], "ratios": [1]}'}, "the levels must fall"),
     ],
 )
 def test_a_cache_that_cannot_be_is_refused_before_the_run(pack, inputs, said):

@@ -19,7 +19,7 @@ from hyvideo_lib.memory.copy_engine import StreamCopyEngine
 from hyvideo_lib.pipeline import SampleRun
 from hyvideo_lib.sampling import SOLVERS, GuidanceConfig, make_sigmas
 from hyvideo_lib.text import TextEmbeds
-from hyvideo_lib.transformer import HunyuanVideoTransformer
+from hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer
 
 STEPS = 8
 SIGMAS = make_sigmas(STEPS, 3.0)
@@ -129,6 +129,16 @@ def test_the_modulated_input_is_what_the_first_block_computes_with(model):
     sample(make_run(model, config("teacache", 0.0)))
     assert len(seen) == len(model.inputs) == STEPS
     assert all(torch.equal(a, b) for a, b in zip(seen, model.inputs, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_pieces_skip_the_same_steps(model, method):
+    torch._dynamo.reset()
+    plain, expected = sample(make_run(model, config(method)))
+    compiled, report = sample(make_run(model, config(method), compiling=CompileConfig("eager")))
+    assert tiny.relative_error(compiled, plain) <= 1e-4
+    assert report.skipped_steps == expected.skipped_steps > 0
 
 
 @pytest.mark.parametrize("method", METHODS)
