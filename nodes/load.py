@@ -199,13 +199,12 @@ class LoadTransformer(io.ComfyNode):
             logger.warning("%s: %s", path.name, contradiction)
         device = comfy_host.compute_device()
         precision = Precision(compute_dtype, STORAGE[storage], matmul=matmul, attention=attention)
-        precision.check_attention(device, report.config or {})
+        precision.check_device(device, report)
         model = load_transformer(
             path,
             precision.storage_dtype,
             precision.transformer_dtype(device),
             product=precision.product,
-            product_device=device,
         )
         offloader = offload_transformer(model, block_swap)
         managed = comfy_host.manage(offloader, device)

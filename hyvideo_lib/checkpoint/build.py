@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidSetting, UnsupportedFile, WrongKind
-from ..quant import FP8_DTYPES, install, probe_product, restore, use_product
+from ..quant import FP8_DTYPES, install, restore, use_product
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
 from ..vae import CausalVideoVAE, TinyVAE, TinyVAEConfig, VAEConfig
 from .assemble import assemble, use_joined
@@ -42,22 +42,19 @@ def load_transformer(
     device: str | torch.device = "cpu",
     config: TransformerConfig | None = None,
     product: str | None = None,
-    product_device: str | torch.device | None = None,
 ) -> HunyuanVideoTransformer:
     """A transformer from a file, or the folder, the index or a shard of a checkpoint in parts, in any known layout.
 
     storage_dtype: what the large weights rest in; None leaves them as the file has them. fp8 is the plain cast that
     keeps norms, biases and embedders; a 16- or 32-bit dtype casts every matrix. compute_dtype: what they are multiplied
     in, cast on use. config: sizes, where the file cannot tell them. product: a name of quant.PRODUCTS, to multiply in
-    8 bits, which is faster and less exact; None multiplies in compute_dtype. product_device: where that will be, to
-    try it there first. device: "meta" gives a model that has everything but its numbers, for planning: of the weights
+    8 bits, which is faster and less exact (quant.probe_product says whether a device can); None multiplies in
+    compute_dtype. device: "meta" gives a model that has everything but its numbers, for planning: of the weights
     nothing is read.
     Raises FileMissing, FileTruncated, FileUnreadable, WrongKind, UnsupportedFile, InvalidSetting.
     """
     check_dtype("storage_dtype", storage_dtype, STORAGE_DTYPES)
     check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
-    if product and product_device:
-        probe_product(product, product_device, compute_dtype)
     findings = recognise(path, ("transformer",), config)
     model = build_meta_transformer(findings.config, compute_dtype)
     try:

@@ -156,7 +156,7 @@ def _generate(options: Namespace, console: Console) -> int:
         )
     loras = check_loras(request.loras, reports["transformer"])
     check_cache(request.cache, reports["transformer"], request.width * request.height)
-    precision.check_attention(device, reports["transformer"].config or {})
+    precision.check_device(device, reports["transformer"])
     console.note(f"Seed {request.seed}")
     renderer = Renderer(
         files, precision, device, console, options.force, loras, swap_options(options), options.measure_ratios

@@ -10,6 +10,8 @@ from ..errors import InvalidSetting
 DEFAULT_LINK = 25e9
 """Bytes a second: what PCIe 4.0 with 16 lanes gives in practice; 3.0 or 8 lanes give half."""
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+LEAST_AMOUNT = 2**20
+"""Less is a unit that was forgotten."""
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?i?)b?(?:/s|ps)?\s*", re.I | re.A)
 
 
@@ -57,6 +59,8 @@ def parse_amount(text: str, name: str) -> float:
     if match is None or match[2].lower() == "i":
         raise InvalidSetting(f"{name} is {text!r}, but must be an amount such as 12GiB, 32GB or 25GB/s.")
     amount = float(match[1]) * UNITS[match[2].lower()]
+    if 0 < amount < LEAST_AMOUNT:
+        raise InvalidSetting(f"{name} is {text!r}, but must be more than a few bytes. Give it a unit, such as 12GiB.")
     if amount <= 0:
         raise InvalidSetting(f"{name} is {text!r}, but must be more than nothing.")
     return amount

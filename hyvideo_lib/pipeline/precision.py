@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..attention import AUTO, attention_names, check_backend
 from ..errors import InvalidSetting
 from ..transformer import CompileConfig
+
+if TYPE_CHECKING:
+    from ..checkpoint import FileReport
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -23,6 +25,8 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 DENSE = "dense"
 MATMULS = (DENSE, "fp8", "fp8_rows", "int8")
 """How the transformer's blocks multiply: in the compute dtype, or as quant.PRODUCTS says."""
+FP8_FORMS = ("fp8_cast", "fp8_scale", "comfyui_fp8_scaled", "comfyui_quant")
+"""Of files (FileReport.quantization), those that have or may have fp8 weights."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,27 @@ class Precision:
         """A name of quant.PRODUCTS; None multiplies in the compute dtype."""
         return None if self.matmul == DENSE else self.matmul
 
-    def check_attention(self, device: str | torch.device, config: Mapping[str, Any]) -> None:
-        """Try a named attention on the device for a transformer of these sizes, before anything is loaded.
-
-        Raises InvalidSetting, MissingPackage.
+    def check_device(self, device: str | torch.device, report: FileReport) -> None:
+        """Try a named attention and products in 8 bits on the device, for the transformer of this report, before
+        anything is loaded. Raises InvalidSetting, MissingPackage.
         """
-        device = torch.device(device)
+        device, config = torch.device(device), report.config or {}
+        if self.product:
+            self._check_product(self.product, device, report.quantization)
         if self.attention != AUTO:
             head_dim = config["hidden_size"] // config["num_heads"]
             check_backend(self.attention, device, head_dim, self.transformer_dtype(device))
+
+    def _check_product(self, product: str, device: torch.device, quantization: str) -> None:
+        from ..quant import probe_product
+
+        stored = self.storage or ("float8" if quantization in FP8_FORMS else quantization)
+        if product == "fp8" and not stored.startswith("float8"):
+            raise InvalidSetting(
+                "matmul fp8 multiplies weights that rest in fp8, and those of this transformer would not. Store them "
+                "so (storage dtype float8_e4m3fn), or choose fp8_rows or int8, which take every storage, or dense."
+            )
+        probe_product(product, device, self.transformer_dtype(device))
 
     def vae_dtype(self, device: torch.device) -> torch.dtype:
         return DTYPES[_resolve(self.vae, "float16" if device.type == "cuda" else "float32")]

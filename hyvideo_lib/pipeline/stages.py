@@ -129,7 +129,6 @@ class SampleStage:
                 precision.storage_dtype,
                 precision.transformer_dtype(host.device),
                 product=precision.product,
-                product_device=host.device,
             )
             self._offloader = offload_transformer(self._model, swap)
         self._scaling = vae_scaling(files.vae)

@@ -413,6 +413,7 @@ def test_fp8_products_are_taken_where_there_are_fp8_weights(generate):
     words = ("--dtype", "bfloat16", "--matmul", "fp8")
     refused = generate(PROMPT, *words, "--storage-dtype", "bfloat16", "--out", "a.mp4")
     assert (refused.code, refused.error) == (2, "invalid_setting")
+    assert "loading" not in refused.stderr
     answer = generate(PROMPT, *words, "--storage-dtype", "float8_e4m3fn", "--out", "a.mp4")
     assert answer.report["videos"][0]["settings"]["matmul"] == "fp8"
 
