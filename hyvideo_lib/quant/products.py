@@ -112,18 +112,7 @@ class ByRow:
         found = stored_rows(layer, rows)
         if found and found.weight.dtype == self.dtype:
             return Rounded(found.weight, found.scale.float().expand(len(found.weight), 1))
-        first, last, _ = rows.indices(layer.out_features)
-        weight, scale = None, None
-        for low in range(first, last, AT_ONCE):
-            high = min(low + AT_ONCE, last)
-            part = round_rows(layer.dense_weight(torch.float32, slice(low, high)), self.dtype)
-            if weight is None or scale is None:
-                weight = part.weight.new_empty(last - first, layer.in_features)
-                scale = part.scale.new_empty(last - first, 1)
-            weight[low - first : high - first], scale[low - first : high - first] = part.weight, part.scale
-        assert weight is not None
-        assert scale is not None
-        return Rounded(weight, scale)
+        return round_weight(layer, rows, self.dtype)
 
     def multiply(self, x: Tensor, ready: Tensor | Rounded, bias: Tensor | None) -> Tensor:
         if isinstance(ready, Tensor):
@@ -186,6 +175,19 @@ def round_rows(rows: Tensor, dtype: torch.dtype) -> Rounded:
     scale = (span / largest).clamp(min=torch.finfo(torch.float32).tiny)
     divided = torch.div(rows, scale)
     return Rounded(divided.round_().to(dtype) if is_integer else cast_fp8(divided, dtype), scale)
+
+
+def round_weight(layer: Linear, rows: slice, dtype: torch.dtype) -> Rounded:
+    """The weight's rows in 8 bits, whatever they rest in, AT_ONCE rows at a time."""
+    first, last, _ = rows.indices(layer.out_features)
+    device = next(layer.parameters()).device
+    weight = torch.empty(last - first, layer.in_features, dtype=dtype, device=device)
+    scale = torch.empty(last - first, 1, device=device)
+    for low in range(first, last, AT_ONCE):
+        high = min(low + AT_ONCE, last)
+        part = round_rows(layer.dense_weight(torch.float32, slice(low, high)), dtype)
+        weight[low - first : high - first], scale[low - first : high - first] = part.weight, part.scale
+    return Rounded(weight, scale)
 
 
 def stored_rows(layer: Linear, rows: slice) -> Rounded | None:
