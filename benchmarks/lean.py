@@ -65,8 +65,10 @@ class Block:
         condition: Condition,
         turn: RotationTables,
         config: LeanConfig,
+        form: Form | None = None,
     ) -> None:
-        self.block, self.x, self.condition, self.turn, self.config = block, x, condition, turn, config
+        self.block, self.x, self.condition, self.turn = block, x, condition, turn
+        self.form = form or Form(config)
         self.rotation = turn.rows(0, len(turn))
 
     def sides(self) -> dict[str, Side]:
@@ -81,7 +83,7 @@ class Block:
     def lean(self) -> Tensor:
         x, n = self.x.clone(), len(self.turn)
         if isinstance(self.block, SingleBlock):
-            lean.single_block(self.block, x, self.condition, self.turn, None, Form(self.config))
+            lean.single_block(self.block, x, self.condition, self.turn, None, self.form)
         else:
-            lean.double_block(self.block, x[:, :n], x[:, n:], self.condition, self.turn, None, Form(self.config))
+            lean.double_block(self.block, x[:, :n], x[:, n:], self.condition, self.turn, None, self.form)
         return x[:, :n]

@@ -1,0 +1,99 @@
+"""What lies between a block's matrix products, compiled against as it is: each piece alone, and whole lean blocks.
+
+A piece works on a chunk of the released model's width; it is bound by memory, so fusing what it does in several passes
+is what there is to gain. A block says how much of that is left beside its products and its attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.lean import QUICK_GRID, SMALL, TEXT, Block
+from benchmarks.measure import Side, compare
+from benchmarks.products import SHORT_GRID, WIDE
+from benchmarks.rows import OURS, Options, Row, compared_rows
+from benchmarks.transformer import build
+from hyvideo_lib.transformer import CompileConfig, LeanConfig, TransformerConfig
+from hyvideo_lib.transformer.compiling import compiled_pieces
+from hyvideo_lib.transformer.lean import Form
+from hyvideo_lib.transformer.modulation import Condition
+from hyvideo_lib.transformer.pieces import PLAIN, Pieces
+from hyvideo_lib.transformer.rope import rotation_tables
+
+CHUNK, QUICK_CHUNK = 1024, 32
+AS_IS = "as it is"
+
+
+def run(options: Options) -> Iterator[Row]:
+    config, chunk = (SMALL, QUICK_CHUNK) if options.is_quick else (WIDE, CHUNK)
+    compiled = compiled_pieces(CompileConfig())
+    for dtype in options.dtypes:
+        name_of_dtype = str(dtype).removeprefix("torch.")
+        for name, call in pieces_of(config, chunk, dtype, options.device).items():
+            case = f"{name}, {chunk} tokens, {name_of_dtype}"
+            if options.wants(case):
+                yield from _rows(case, {OURS: bound(call, compiled), AS_IS: bound(call, PLAIN)}, options)
+        for kind, make in blocks_of(config, dtype, options).items():
+            case = f"{kind} block, {name_of_dtype}"
+            if options.wants(case):
+                yield from _rows(case, {OURS: make(compiled), AS_IS: make(PLAIN)}, options)
+
+
+def _rows(case: str, sides: dict[str, Side], options: Options) -> Iterator[Row]:
+    with torch.no_grad():
+        for side in sides.values():
+            side()  # compiles
+    yield from compared_rows("pieces", case, *compare(sides, options.repeats, options.device))
+
+
+def bound(call: Callable[[Pieces], Tensor], pieces: Pieces) -> Side:
+    return lambda: call(pieces)
+
+
+def pieces_of(
+    config: TransformerConfig, tokens: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Callable[[Pieces], Tensor]]:
+    """Each piece on its own numbers; those that work in place do so on a copy, on both sides."""
+    generator = torch.Generator(device).manual_seed(2)
+
+    def noise(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
+
+    width, inner = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
+    x, y, hidden = noise(1, tokens, width), noise(1, tokens, width), noise(1, tokens, inner)
+    shift, scale = noise(1, 1, width), noise(1, 1, width)
+    heads = noise(1, tokens, config.num_heads, config.head_dim)
+    gain, rotation = noise(config.head_dim), noise(tokens, config.head_dim // 2, 2, dtype=torch.float32)
+
+    def add_gated(do: Pieces) -> Tensor:
+        result = x.clone()
+        do.add_gated(result, y, scale)
+        return result
+
+    return {
+        "modulate": lambda do: do.modulate(x, shift, scale),
+        "turn_heads": lambda do: do.turn_heads(heads, gain, rotation),
+        "add_gated": add_gated,
+        "gelu": lambda do: do.gelu(hidden.clone()),
+        "join_gelu": lambda do: do.join_gelu(x, hidden.clone()),
+    }
+
+
+def blocks_of(config: TransformerConfig, dtype: torch.dtype, options: Options) -> dict[str, Callable[[Pieces], Side]]:
+    """A lean block of each kind, to be run with given pieces."""
+    model = build(config, dtype, options.device)
+    turn = rotation_tables(
+        QUICK_GRID if options.is_quick else SHORT_GRID, config.rope_axes, config.rope_theta, device=options.device
+    )
+    torch.manual_seed(1)
+    x = torch.randn(1, len(turn) + TEXT, config.hidden_size).to(options.device, dtype)
+    condition = Condition(torch.randn(1, config.hidden_size).to(options.device, dtype))
+
+    def made(kind: str) -> Callable[[Pieces], Side]:
+        block = getattr(model, f"{kind}_blocks")[0]
+        return lambda do: Block(block, x, condition, turn, LeanConfig(), Form(LeanConfig(), pieces=do)).lean
+
+    return {kind: made(kind) for kind in ("double", "single")}
