@@ -56,29 +56,21 @@ def bound(call: Callable[[Pieces], Tensor], pieces: Pieces) -> Side:
 def pieces_of(
     config: TransformerConfig, tokens: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Callable[[Pieces], Tensor]]:
-    """Each piece on its own numbers; those that work in place do so on a copy, on both sides."""
+    """Each piece on its own numbers."""
     generator = torch.Generator(device).manual_seed(2)
 
     def noise(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
 
     width, inner = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
-    x, y, hidden = noise(1, tokens, width), noise(1, tokens, width), noise(1, tokens, inner)
+    x, hidden = noise(1, tokens, width), noise(1, tokens, inner)
     shift, scale = noise(1, 1, width), noise(1, 1, width)
     heads = noise(1, tokens, config.num_heads, config.head_dim)
     gain, rotation = noise(config.head_dim), noise(tokens, config.head_dim // 2, 2, dtype=torch.float32)
-
-    def add_gated(do: Pieces) -> Tensor:
-        result = x.clone()
-        do.add_gated(result, y, scale)
-        return result
-
     return {
         "modulate": lambda do: do.modulate(x, shift, scale),
         "turn_heads": lambda do: do.turn_heads(heads, gain, rotation),
-        "add_gated": add_gated,
-        "gelu": lambda do: do.gelu(hidden.clone()),
-        "join_gelu": lambda do: do.join_gelu(x, hidden.clone()),
+        "join_gelu": lambda do: do.join_gelu(x, hidden.clone()),  # works in place, on both sides
     }
 
 

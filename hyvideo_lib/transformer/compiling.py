@@ -20,8 +20,6 @@ TOKENS, VECTOR, ROWS, SHARED = "tokens", "vector", "rows", "shared"
 ARGUMENTS = {
     "modulate": (TOKENS, VECTOR, VECTOR),
     "turn_heads": (TOKENS, SHARED, ROWS),
-    "add_gated": (TOKENS, TOKENS, VECTOR),
-    "gelu": (TOKENS,),
     "join_gelu": (TOKENS, TOKENS),
 }
 """What each piece takes: tokens [B, n, ...], a vector of each item [B, 1, D], rows for the tokens [n, ...], or neither.
@@ -61,8 +59,6 @@ class _Compiled:
             return self._plain(*args)
         assert args[0] is not None
         made = [self._run([self._of_item(*given, i) for given in self._given(args)]) for i in range(len(args[0]))]
-        if made[0] is None:
-            return None
         return made[0][None] if len(made) == 1 else torch.stack(made)
 
     def _given(self, args: tuple[Tensor | None, ...]) -> list[tuple[Tensor | None, str]]:

@@ -21,7 +21,7 @@ from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
 from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Spans, clip_spans, modulate
 from .ops import Linear
-from .pieces import PLAIN, Pieces
+from .pieces import PLAIN, Pieces, add_gated, gelu
 from .rope import RotationTables
 
 
@@ -171,8 +171,8 @@ def double_block(
         project, grow, shrink = (ready(cast(Linear, layer), stream.x.dtype) for layer in (proj, mlp.fc1, mlp.fc2))
         for low, high, mods in pieces(stream.x, stream.spans, form.config):
             part = stream.x[:, low:high]
-            do.add_gated(part, project(out[:, stream.offset + low : stream.offset + high]), mods[2])
-            do.add_gated(part, shrink(do.gelu(grow(do.modulate(part, mods[3], mods[4])))), mods[5])
+            add_gated(part, project(out[:, stream.offset + low : stream.offset + high]), mods[2])
+            add_gated(part, shrink(gelu(grow(do.modulate(part, mods[3], mods[4])))), mods[5])
         del project, grow, shrink
     return img, txt
 
@@ -199,7 +199,7 @@ def single_block(
     for low, high, mods in pieces(x, spans, form.config):
         part = x[:, low:high]
         hidden = grow(do.modulate(part, mods[0], mods[1]))
-        do.add_gated(part, shrink(do.join_gelu(out[:, low:high], hidden)), mods[2])
+        add_gated(part, shrink(do.join_gelu(out[:, low:high], hidden)), mods[2])
         del hidden
     return x
 

@@ -2,7 +2,7 @@
 
 They hold no weights but a head norm's gain, so that one compiled form of each serves all blocks, whatever their weights
 are stored as, wherever they rest, and whichever LoRAs act. `compiling.py` makes the compiled forms, which see one item
-at a time: the batch axis may be missing throughout.
+at a time: the batch axis may be missing throughout. `add_gated` and `gelu` are one kernel as they are, and in place.
 """
 
 from __future__ import annotations
@@ -54,12 +54,10 @@ def join_gelu(attended: Tensor, hidden: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The functions above, as they are or compiled."""
+    """Those of the functions above that take several passes over memory, as they are or compiled."""
 
     modulate: Callable[[Tensor, Tensor, Tensor], Tensor] = modulate
     turn_heads: Callable[[Tensor, Tensor, Tensor | None], Tensor] = turn_heads
-    add_gated: Callable[[Tensor, Tensor, Tensor], None] = add_gated
-    gelu: Callable[[Tensor], Tensor] = gelu
     join_gelu: Callable[[Tensor, Tensor], Tensor] = join_gelu
 
 
