@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..hyvideo_lib.attention import attention_names, register
 from ..hyvideo_lib.demo import assets
-from ..hyvideo_lib.errors import FileMissing, UnsupportedFile, WrongKind
+from ..hyvideo_lib.errors import FileMissing, InvalidSetting, UnsupportedFile, WrongKind
 from ..hyvideo_lib.pipeline import DTYPES, Precision
 from ..hyvideo_lib.pipeline.precision import DENSE, MATMULS
 from . import comfy_host
@@ -64,6 +64,13 @@ def check_file(role: str, path: Path, variant: str | None = None) -> FileReport:
     from ..hyvideo_lib import pipeline  # what reads files is imported when there is a file to read
 
     return pipeline.check_file(role, path, variant)
+
+
+def choose_matmul(fp8_matmul: bool, matmul: str) -> str:
+    """The products that both widgets ask for; the first is older and says less. Raises InvalidSetting."""
+    if fp8_matmul and matmul not in (DENSE, "fp8"):
+        raise InvalidSetting(f"fp8_matmul is on, but matmul is {matmul}. Switch fp8_matmul off.")
+    return "fp8" if fp8_matmul else matmul
 
 
 def check_variant(path: Path, variant: str) -> FileReport:
@@ -125,14 +132,12 @@ class LoadTransformer(io.ComfyNode):
                     "PyTorch's own. sage and comfy_kitchen multiply in 8 bits: faster, with a small loss of detail. "
                     "comfyui is what ComfyUI itself uses.",
                 ),
-                io.Combo.Input(
-                    "matmul",
-                    options=list(MATMULS),
-                    default=DENSE,
+                io.Boolean.Input(
+                    "fp8_matmul",
+                    default=False,
                     optional=True,
-                    tooltip="How the blocks multiply. dense: in compute_dtype, as the model is defined. In 8 bits it "
-                    "is faster, with a small loss of detail: int8 on RTX 30 series and newer, fp8 for fp8 weights on "
-                    "RTX 40 series and newer, fp8_rows mostly on H100 and newer.",
+                    tooltip="Multiply fp8 weights in fp8: faster on RTX 40 series, H100 and newer, with a small loss "
+                    "of detail. The same as matmul fp8.",
                 ),
                 HYV_BLOCK_SWAP.Input(
                     "block_swap",
@@ -144,6 +149,15 @@ class LoadTransformer(io.ComfyNode):
                     "compile",
                     optional=True,
                     tooltip="From Compile: faster steps after a slow first one. Without it nothing is compiled.",
+                ),
+                io.Combo.Input(
+                    "matmul",
+                    options=list(MATMULS),
+                    default=DENSE,
+                    optional=True,
+                    tooltip="How the blocks multiply. dense: in compute_dtype, as the model is defined. In 8 bits it "
+                    "is faster, with a small loss of detail: int8 on RTX 30 series and newer, fp8 for fp8 weights on "
+                    "RTX 40 series and newer, fp8_rows mostly on H100 and newer.",
                 ),
             ],
             outputs=[HYV_MODEL.Output("model", display_name="model", tooltip="For the sampler.")],
@@ -157,6 +171,7 @@ class LoadTransformer(io.ComfyNode):
         storage: str = AS_STORED,
         compute_dtype: str = "auto",
         attention: str = "auto",
+        fp8_matmul: bool = False,
         matmul: str = DENSE,
     ) -> bool | str:
         values = {
@@ -165,11 +180,15 @@ class LoadTransformer(io.ComfyNode):
             "storage": storage,
             "compute_dtype": compute_dtype,
             "attention": attention,
+            "fp8_matmul": fp8_matmul,
             "matmul": matmul,
         }
-        return check_inputs(
-            cls, values, lambda: check_variant(resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS), variant)
-        )
+
+        def check() -> object:
+            choose_matmul(fp8_matmul, matmul)
+            return check_variant(resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS), variant)
+
+        return check_inputs(cls, values, check)
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: object) -> str:
@@ -184,9 +203,10 @@ class LoadTransformer(io.ComfyNode):
         storage: str = AS_STORED,
         compute_dtype: str = "auto",
         attention: str = "auto",
-        matmul: str = DENSE,
+        fp8_matmul: bool = False,
         block_swap: BlockSwap | None = None,
         compile: CompileConfig | None = None,
+        matmul: str = DENSE,
     ) -> io.NodeOutput:
         from ..hyvideo_lib.checkpoint import load_transformer
         from ..hyvideo_lib.checkpoint.variants import name_contradiction
@@ -198,7 +218,9 @@ class LoadTransformer(io.ComfyNode):
         if contradiction:
             logger.warning("%s: %s", path.name, contradiction)
         device = comfy_host.compute_device()
-        precision = Precision(compute_dtype, STORAGE[storage], matmul=matmul, attention=attention)
+        precision = Precision(
+            compute_dtype, STORAGE[storage], matmul=choose_matmul(fp8_matmul, matmul), attention=attention
+        )
         precision.check_device(device, report)
         model = load_transformer(
             path,

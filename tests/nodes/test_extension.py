@@ -15,7 +15,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FORMS = {
-    "HyvLoadTransformer": ("file variant storage compute_dtype attention", "matmul block_swap compile", "model"),
+    "HyvLoadTransformer": (
+        "file variant storage compute_dtype attention",
+        "fp8_matmul block_swap compile matmul",
+        "model",
+    ),
     "HyvLoadTextEncoders": ("llm clip llm_tokenizer clip_tokenizer storage device", "", "text_encoders"),
     "HyvLoadVAE": ("file dtype", "", "vae"),
     "HyvPromptTemplate": ("text", "text_encoders", "template"),

@@ -93,6 +93,7 @@ def test_inputs_over_a_wire_are_left_for_later_and_the_others_are_checked(load):
     for node, names in every_loader(load).items():
         assert validate(node, **dict.fromkeys(names)) is True
     assert "storage is 'int3'" in validate(load.LoadTransformer, file=None, storage="int3")
+    assert "fp8_matmul is on, but matmul is int8" in validate(load.LoadTransformer, fp8_matmul=True, matmul="int8")
 
 
 def test_a_file_of_another_kind_is_refused(load, models, assets):
@@ -268,3 +269,16 @@ def test_an_attention_that_cannot_run_is_refused_when_the_transformer_is_loaded(
     monkeypatch.setitem(attention.BACKENDS, "sage", broken)
     with pytest.raises(pack.hyvideo_lib.errors.InvalidSetting, match=r"attention sage gives wrong numbers.*Mend it"):
         run(load.LoadTransformer, attention="sage")
+
+
+@pytest.mark.parametrize(
+    ("fp8_matmul", "matmul", "product"), [(False, "int8", "int8"), (False, "dense", None), (True, "dense", "fp8")]
+)
+def test_both_widgets_say_how_the_blocks_multiply(pack, monkeypatch, fp8_matmul, matmul, product):
+    tried = []
+    monkeypatch.setattr(pack.hyvideo_lib.quant, "probe_product", lambda name, *_: tried.append(name))
+    handle = run(pack.nodes.load.LoadTransformer, fp8_matmul=fp8_matmul, matmul=matmul)[0]
+    layer = handle.model.double_blocks[0].img_mlp.fc1
+    products = pack.hyvideo_lib.quant.PRODUCTS
+    assert (layer.product is products[product]) if product else layer.product not in products.values()
+    assert tried == [name for name in (product,) if name]
