@@ -47,7 +47,12 @@ class EightBit(Product, Protocol):
     def title(self) -> str: ...
 
     @property
-    def needs(self) -> str: ...
+    def needs(self) -> str:
+        """Of a device."""
+
+    @property
+    def wants(self) -> str:
+        """Of a transformer."""
 
     def takes(self, layer: Linear) -> bool:
         """Whether this layer would be multiplied so; otherwise it is multiplied as it is defined."""
@@ -63,6 +68,7 @@ class ByTensor:
 
     title: str = "fp8"
     needs: str = "an NVIDIA card of compute capability 8.9 or more (RTX 40 series, H100) and PyTorch 2.5 or newer"
+    wants: str = "weights in fp8 with one scale each (storage dtype float8_e4m3fn gives them)"
 
     def takes(self, layer: Linear) -> bool:
         return _is_even(layer, slice(None), 16) and self._stored(layer, slice(None)) is not None
@@ -102,6 +108,10 @@ class ByRow:
     dtype: torch.dtype
     multiple: int
     multiply_rows: Callable[[Rounded, Rounded, torch.dtype], Tensor]
+
+    @property
+    def wants(self) -> str:
+        return f"layers whose widths are multiples of {self.multiple}"
 
     def takes(self, layer: Linear) -> bool:
         return _is_even(layer, slice(None), self.multiple)
@@ -204,15 +214,14 @@ def stored_rows(layer: Linear, rows: slice) -> Rounded | None:
 def use_product(model: HunyuanVideoTransformer, name: str) -> None:
     """Let the token-wide layers of all blocks multiply so. What is small or delicate computes as it is defined.
 
-    Raises InvalidSetting if no layer can, which is so where "fp8" meets weights that do not rest in it.
+    Raises InvalidSetting if no layer can.
     """
     product = PRODUCTS[name]
     taken = [layer for layer in _token_layers(model) if product.takes(layer)]
     if not taken:
         raise InvalidSetting(
-            f"{product.title} matrix products were asked for, but no layer of this transformer can be multiplied so: "
-            "no weights in fp8 with one scale each. Store them in float8_e4m3fn, or choose fp8_rows or int8, which "
-            "take every storage, or dense."
+            f"{product.title} matrix products need {product.wants}, and this transformer has none. Choose dense, or "
+            f"another of {', '.join(PRODUCTS)}."
         )
     for layer in taken:
         layer.product = product

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -322,9 +323,12 @@ def test_a_plan_counts_what_is_rounded(name, lean):
 # Refusals
 
 
-def test_fp8_with_no_weights_in_it_is_refused():
-    with pytest.raises(InvalidSetting, match=r"no weights in fp8 with one scale each.*fp8_rows or int8"):
+def test_a_transformer_with_nothing_to_multiply_so_is_refused():
+    with pytest.raises(InvalidSetting, match=r"need weights in fp8 with one scale each.*has none. Choose dense, or"):
         use_product(make_model(), "fp8")
+    odd = tiny.tiny_transformer(replace(CONFIG, hidden_size=60, rope_axes=(6, 12, 12)))
+    with pytest.raises(InvalidSetting, match="need layers whose widths are multiples of 8"):
+        use_product(odd, "int8")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
