@@ -46,7 +46,8 @@ class PlannedFiles:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in their order. step: simulated cost of one step on a card of known speed, computed and not measured.
+    """Stages in their order. step: simulated cost of one step on a card of known speed, computed and not measured; None
+    also for products in 8 bits, at which the speed is not known.
     step_flops: of one step. passes: of the model in a step."""
 
     machine: Machine
@@ -222,6 +223,8 @@ def describe_plan(plan: Plan) -> str:
             f"the maker states for {plan.machine.name} and a link of {plan.machine.link / 1e9:g} GB/s, on which "
             f"{plan.step.moved / 1e9:.1f} GB move per step; computing waits {plan.step.stalled:.1f} s for them."
         )
+    elif plan.step is None and plan.machine.speed is not None and plan.machine.gpu_free is not None:
+        lines.append("No time is computed for products in 8 bits: the speed that is known is that of 16 bits.")
     if not plan.fits:
         lines.append(advice(plan.stages))
     return "\n".join(lines)

@@ -122,6 +122,10 @@ def test_times_are_told_only_for_a_known_speed_and_as_computed():
     plan = plan_run(REQUEST, DEMO, Precision(), Machine(2**40, speed=1e12, name="mine"), CUDA)
     assert plan.step.seconds == pytest.approx(plan.step_flops / 1e12, rel=1e-6)
     assert "computed" in describe_plan(plan)
+    rounded = plan_run(REQUEST, DEMO, Precision(matmul="int8"), Machine(2**40, speed=1e12, name="mine"), CUDA)
+    assert rounded.step is None
+    assert "No time is computed for products in 8 bits" in describe_plan(rounded)
+    assert "No time" not in describe_plan(plan)
 
 
 def test_the_command_line_plans_for_a_described_machine(capsys):
