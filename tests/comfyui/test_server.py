@@ -118,6 +118,14 @@ def test_the_clip_shows_what_the_prompt_says(server, client, tmp_path):
     assert outcome.history["status"]["completed"]
 
 
+@pytest.mark.parametrize("changes", [{"model__matmul": "int8"}, {"model__fp8_matmul": True}], ids=["int8", "fp8"])
+def test_products_in_8_bits_draw_what_the_prompt_says(server, client, tmp_path, changes):
+    """An older workflow's `fp8_matmul`, which knows no `matmul`, too."""
+    outcome = client.run(demo_prompt(**changes))
+    assert outcome.status == "success", outcome.error
+    assert judged(server, outcome, tmp_path).matches(*RED_CIRCLE)
+
+
 def test_progress_texts_and_previews_arrive(server, client):
     outcome = client.run(demo_prompt(sampler__seed=77))
     steps = [(data["value"], data["max"]) for data in outcome.of("progress") if data["node"] == "sampler"]
@@ -224,6 +232,8 @@ BAD = [
     ({"model__file": "../../secret.safetensors"}, "must be one of"),
     ({"model__storage": "int4"}, "storage is 'int4'"),
     ({"model__variant": "image to sound"}, "variant"),
+    ({"model__matmul": "int4"}, "matmul is 'int4'"),
+    ({"model__matmul": "int8", "model__fp8_matmul": True}, "fp8_matmul is on, but matmul is int8"),
     ({"vae__file": "nothing.safetensors"}, "file is 'nothing.safetensors'"),
     ({"vae__dtype": "float8"}, "dtype is 'float8'"),
     ({"texts__llm": "nothing.safetensors"}, "llm is 'nothing.safetensors'"),
