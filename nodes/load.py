@@ -136,8 +136,8 @@ class LoadTransformer(io.ComfyNode):
                     "fp8_matmul",
                     default=False,
                     optional=True,
-                    tooltip="Multiply fp8 weights in fp8: faster on RTX 40 series, H100 and newer, with a small loss "
-                    "of detail. The same as matmul fp8.",
+                    tooltip="Multiply fp8 weights in fp8: for RTX 40 series, H100 and newer, with a small loss of "
+                    "detail. The same as matmul fp8.",
                 ),
                 HYV_BLOCK_SWAP.Input(
                     "block_swap",
@@ -155,9 +155,9 @@ class LoadTransformer(io.ComfyNode):
                     options=list(MATMULS),
                     default=DENSE,
                     optional=True,
-                    tooltip="How the blocks multiply. dense: in compute_dtype, as the model is defined. In 8 bits it "
-                    "is faster, with a small loss of detail: int8 on RTX 30 series and newer, fp8 for fp8 weights on "
-                    "RTX 40 series and newer, fp8_rows mostly on H100 and newer.",
+                    tooltip="How the blocks multiply. dense: in compute_dtype, as the model is defined. 8 bits lose a "
+                    "little detail and can be faster; time it on your card. int8: RTX 30 series and newer, CPUs. fp8: "
+                    "fp8 weights on RTX 40 series and newer. fp8_rows: H100, and RTX 40 series with a recent PyTorch.",
                 ),
             ],
             outputs=[HYV_MODEL.Output("model", display_name="model", tooltip="For the sampler.")],

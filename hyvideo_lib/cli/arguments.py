@@ -186,9 +186,9 @@ def add_device(parser: Parser) -> None:
         "--matmul",
         default="dense",
         metavar="NAME",
-        help=f"how its blocks multiply: {', '.join(MATMULS)}. dense is in --dtype; int8 on RTX 30 series and newer and "
-        "on CPUs; fp8 with fp8 weights, on RTX 40 series and newer; fp8_rows mostly on H100 and newer. 8 bits are "
-        "faster and less exact (default: dense)",
+        help=f"how its blocks multiply: {', '.join(MATMULS)}. dense is in --dtype; int8 is for RTX 30 series and newer "
+        "and CPUs; fp8 for fp8 weights on RTX 40 series and newer; fp8_rows for H100, and RTX 40 series with a recent "
+        "PyTorch. 8 bits can be faster and are less exact (default: dense)",
     )
     group.add_argument(
         "--attention",

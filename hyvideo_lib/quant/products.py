@@ -1,4 +1,4 @@
-"""Matrix products in 8 bits, by PyTorch's own kernels: faster where the device has them, and less exact.
+"""Matrix products in 8 bits, by PyTorch's own kernels: faster where the device is good at them, and less exact.
 
 What a layer computes is defined as its dense weight times its tokens. These round the tokens to 8 bits too, so each is
 an option, and `probe_product` tries it on the device at hand before a model is loaded for it. The weight may rest in
@@ -158,7 +158,8 @@ PRODUCTS: dict[str, EightBit] = {
     "fp8": ByTensor(),
     "fp8_rows": ByRow(
         "fp8 by rows",
-        "an NVIDIA card of compute capability 9.0 (H100) or newer, or 8.9 (RTX 40 series) with a new PyTorch",
+        # PyTorch's own trackers: 8.9 since pull request 144348; not 12.0 (RTX 50 series) in 2.10, issue 192707.
+        "an NVIDIA card whose PyTorch scales by rows: H100, RTX 40 series with a recent one, not every RTX 50 series",
         E4M3,
         16,
         multiply_fp8_rows,
