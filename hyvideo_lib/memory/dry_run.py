@@ -17,9 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-CONVOLUTIONS = (torch.ops.aten.convolution.default,)
-ORDERED = (torch.ops.aten.replication_pad3d.default,)
-"""They keep channels innermost on a CPU, and not on the meta device."""
+CONVOLUTION = torch.ops.aten.convolution.default
+PAD_3D = torch.ops.aten.replication_pad3d.default
 UNFOLDED_NUMBERS = 20480
 """Up to so many in the first four dims of an input, PyTorch convolves one item itself."""
 
@@ -29,13 +28,13 @@ class AllocationCounter(TorchDispatchMode):
 
     Storages that were there before, such as weights and inputs, are not counted. What an operation allocates inside
     itself and gives back before it ends is not seen. On a CPU (is_cpu) that is counted for convolutions
-    (`convolution_copies`); elsewhere the operations used here take little so.
+    (`convolution_copies`), and results are in the order that they have there; elsewhere the operations used here take
+    little so.
     """
 
     def __init__(self, is_cpu: bool = False) -> None:
         super().__init__()
-        self._copied = CONVOLUTIONS if is_cpu else ()
-        self._ordered = ORDERED if is_cpu else ()
+        self.is_cpu = is_cpu
         self.level = self.peak = 0
         self._known: set[int] = set()
 
@@ -50,12 +49,13 @@ class AllocationCounter(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._know(tensor, 0)
         result = func(*args, **(kwargs or {}))
-        if func in self._ordered and not args[0].is_contiguous():
-            result = result.contiguous(memory_format=torch.channels_last_3d)
+        order = cpu_order(func, args) if self.is_cpu else None
+        if order:
+            result = result.contiguous(memory_format=order)
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._know(tensor, tensor.untyped_storage().nbytes())
-        if func in self._copied:
+        if self.is_cpu and func is CONVOLUTION:
             self.add_spike(convolution_copies(args[0], args[1], result))
         return result
 
@@ -73,6 +73,28 @@ class AllocationCounter(TorchDispatchMode):
         self.level -= num_bytes
 
 
+def cpu_order(func: Any, args: tuple[Any, ...]) -> torch.memory_format | None:
+    """How a CPU's result of an operation lies in memory, where the meta device's may lie otherwise."""
+    if func is PAD_3D and not args[0].is_contiguous():
+        return torch.channels_last_3d
+    if func is not CONVOLUTION or is_unfolded(args[0]):
+        return None
+    if args[0].ndim == 4:
+        return torch.channels_last if has_channels_innermost(args[0]) or has_channels_innermost(args[1]) else None
+    return torch.channels_last_3d if has_channels_innermost(args[0]) else None
+
+
+def has_channels_innermost(x: Tensor) -> bool:
+    """Whether PyTorch takes an image or a video to be channels-last, which of one item its strides need not be."""
+    order = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return x.is_contiguous(memory_format=order) and not x.is_contiguous() and x.stride(0) == max(x.stride())
+
+
+def is_unfolded(x: Tensor) -> bool:
+    """Whether PyTorch convolves x itself on a CPU, and not its library."""
+    return len(x) == 1 and x.shape[:4].numel() <= UNFOLDED_NUMBERS
+
+
 def convolution_copies(x: Tensor, weight: Tensor, out: Tensor) -> int:
     """Bytes that PyTorch 2.13 with oneDNN takes on a CPU for a moment to convolve x, as its allocator tells them.
 
@@ -82,7 +104,7 @@ def convolution_copies(x: Tensor, weight: Tensor, out: Tensor) -> int:
     kernel = weight.shape[2:]
     if kernel.numel() == 1:
         return 0
-    if len(x) == 1 and x.shape[:4].numel() <= UNFOLDED_NUMBERS:
+    if is_unfolded(x):
         return out[:, :1].nbytes * weight[0].numel() + (0 if x.is_contiguous() else x.nbytes)
     if len(kernel) == 2:
         return weight.nbytes * (1 if weight.is_contiguous(memory_format=torch.channels_last) else 2)
@@ -91,16 +113,24 @@ def convolution_copies(x: Tensor, weight: Tensor, out: Tensor) -> int:
     return weight.nbytes + max(weight.nbytes, 2 * x.nbytes)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as the fused kernels do it: nothing but its result, laid out like the query.
+class _AsOnDevice(TorchFunctionMode):
+    """What PyTorch does otherwise on the meta device, before operations are seen.
 
-    On the meta device PyTorch would take the unfused way, whose table of all pairs no device computes here.
+    Attention is as the fused kernels do it: nothing but its result, laid out like the query. The unfused way, with its
+    table of all pairs, is taken by no device here. A group norm on a CPU leaves channels innermost where they are so;
+    everywhere else it copies such an input first.
     """
+
+    def __init__(self, is_cpu: bool) -> None:
+        super().__init__()
+        self._is_cpu = is_cpu
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        if func is F.group_norm and self._is_cpu and args[0].is_meta and has_channels_innermost(args[0]):
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -112,7 +142,7 @@ def count_peak(call: Callable[[], object], counter: AllocationCounter | None = N
     call: computes on meta tensors that it holds already. counter: the one to use, for a caller that adds spikes.
     """
     counter = counter or AllocationCounter()
-    with _FusedAttention(), counter:
+    with _AsOnDevice(counter.is_cpu), counter:
         result = call()
     del result
     return counter.peak

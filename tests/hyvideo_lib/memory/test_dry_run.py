@@ -1,9 +1,14 @@
 """Allocations counted without numbers, held to the same computation with numbers."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from hyvideo_lib.checkpoint.blueprint import build_meta_vae
+from hyvideo_lib.geometry import latent_shape
 from hyvideo_lib.memory.dry_run import AllocationCounter, convolution_copies, count_peak
+from hyvideo_lib.pipeline.dry_run import decode_work, encode_work
+from hyvideo_lib.vae import CausalVideoVAE, VAEConfig
 
 META = torch.device("meta")
 
@@ -65,9 +70,50 @@ def test_a_cpus_convolutions_count_the_librarys_copies():
     assert count_peak(lambda: F.conv3d(x, weight), AllocationCounter(True)) == wanted + x.nbytes + weight.nbytes
 
 
-def test_a_cpus_padding_keeps_channels_innermost():
-    x = torch.empty(1, 64, 6, 20, 20, device=META).contiguous(memory_format=torch.channels_last_3d)
-    real = F.pad(torch.empty_like(x, device="cpu"), (1, 1, 1, 1, 2, 0), mode="replicate")
-    with AllocationCounter(True):
-        padded = F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate")
-    assert padded.stride() == real.stride()
+def video(*shape: int, innermost: bool) -> torch.Tensor:
+    x = torch.randn(*shape)
+    order = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+    return x.contiguous(memory_format=order) if innermost else x
+
+
+KERNEL, FLAT = torch.randn(8, 64, 3, 3, 3), torch.randn(8, 64, 3, 3)
+ORDERED = {
+    "padding": (lambda x: F.pad(x, (1, 1, 1, 1, 2, 0), mode="replicate"), (1, 64, 6, 20, 20)),
+    "group norm": (lambda x: F.group_norm(x, 4), (1, 64, 6, 20, 20)),
+    "group norm of one item out of a sweep": (
+        lambda x: F.group_norm(x[0].transpose(0, 1)[None], 4),
+        (1, 6, 64, 20, 20),
+    ),
+    "large video": (lambda x: F.conv3d(x, KERNEL.to(x.device)), (1, 64, 18, 20, 20)),
+    "small video": (lambda x: F.conv3d(x, KERNEL.to(x.device)), (1, 64, 4, 8, 8)),
+    "two small videos": (lambda x: F.conv3d(x, KERNEL.to(x.device)), (2, 64, 4, 8, 8)),
+    "frames": (lambda x: F.conv2d(x, FLAT.to(x.device)), (2, 64, 20, 20)),
+    "frames with the weight innermost": (
+        lambda x: F.conv2d(x, FLAT.to(x.device).contiguous(memory_format=torch.channels_last)),
+        (2, 64, 20, 20),
+    ),
+}
+
+
+@pytest.mark.parametrize("innermost", [False, True])
+@pytest.mark.parametrize("name", ORDERED)
+def test_results_lie_in_memory_as_they_do_on_a_cpu(name, innermost):
+    call, shape = ORDERED[name]
+    x = video(*shape, innermost=innermost)
+    found: list[tuple[int, ...]] = []
+    with torch.no_grad():
+        wanted = call(x).stride()
+    count_peak(lambda: found.append(call(x.to("meta")).stride()), AllocationCounter(True))
+    assert found == [wanted]
+
+
+@pytest.mark.parametrize("size", [(5, 32, 32), (5, 64, 64)])
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_a_small_video_is_counted_without_numbers_as_with_them(verb, size):
+    config = VAEConfig((32, 64, 128, 128))
+    vae, sketch = (make(config).requires_grad_(False).eval() for make in (CausalVideoVAE, build_meta_vae))
+    frames, height, width = size
+    given = torch.rand(1, 3, *size) if verb == "encode" else torch.randn(1, 16, *latent_shape(width, height, frames))
+    call, work = (vae.encode, encode_work) if verb == "encode" else (vae.decode, decode_work)
+    wanted = count_peak(lambda: call(given), AllocationCounter(True))
+    assert work(sketch, size, None, is_cpu=True) == pytest.approx(wanted, rel=0.02)
