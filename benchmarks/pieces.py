@@ -1,23 +1,26 @@
-"""What lies between a block's matrix products, compiled against as it is: each piece alone, and whole lean blocks.
+"""Compiled against as it is: what lies between a block's matrix products, each piece alone, and whole lean blocks.
 
 A piece works on a chunk of the released model's width; it is bound by memory, so fusing what it does in several passes
-is what there is to gain. A block says how much of that is left beside its products and its attention.
+is what there is to gain. A block says how much of that is left beside its products and its attention, in both scopes of
+compiling: the pieces, or all but attention at once. In 8 bits the rounding of tokens can be fused too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from benchmarks.lean import QUICK_GRID, SMALL, TEXT, Block
 from benchmarks.measure import Side, compare
-from benchmarks.products import SHORT_GRID, WIDE
+from benchmarks.products import DENSE, SHORT_GRID, WIDE, in_fp8
 from benchmarks.rows import OURS, Options, Row, compared_rows
-from benchmarks.transformer import build
+from hyvideo_lib.quant import use_product
 from hyvideo_lib.transformer import CompileConfig, LeanConfig, TransformerConfig
-from hyvideo_lib.transformer.compiling import compiled_pieces
+from hyvideo_lib.transformer.chunks import AS_THEY_ARE, Chunks
+from hyvideo_lib.transformer.compile_config import SCOPES
+from hyvideo_lib.transformer.compiling import compiled_chunks, compiled_pieces
 from hyvideo_lib.transformer.lean import Form
 from hyvideo_lib.transformer.modulation import Condition
 from hyvideo_lib.transformer.pieces import PLAIN, Pieces
@@ -25,6 +28,8 @@ from hyvideo_lib.transformer.rope import rotation_tables
 
 CHUNK, QUICK_CHUNK = 1024, 32
 AS_IS = "as it is"
+EIGHT_BIT = "int8"
+"""The product in 8 bits that CPUs and most cards have."""
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -35,18 +40,35 @@ def run(options: Options) -> Iterator[Row]:
         for name, call in pieces_of(config, chunk, dtype, options.device).items():
             case = f"{name}, {chunk} tokens, {name_of_dtype}"
             if options.wants(case):
-                yield from _rows(case, {OURS: bound(call, compiled), AS_IS: bound(call, PLAIN)}, options)
-        for kind, make in blocks_of(config, dtype, options).items():
-            case = f"{kind} block, {name_of_dtype}"
-            if options.wants(case):
-                yield from _rows(case, {OURS: make(compiled), AS_IS: make(PLAIN)}, options)
+                yield from _rows("pieces", case, {OURS: bound(call, compiled), AS_IS: bound(call, PLAIN)}, options)
+        grid = QUICK_GRID if options.is_quick else SHORT_GRID
+        yield from block_rows("pieces", config, grid, dtype, (DENSE, EIGHT_BIT), options)
 
 
-def _rows(case: str, sides: dict[str, Side], options: Options) -> Iterator[Row]:
+def block_rows(
+    benchmark: str,
+    config: TransformerConfig,
+    grid: tuple[int, int, int],
+    dtype: torch.dtype,
+    products: Sequence[str],
+    options: Options,
+) -> Iterator[Row]:
+    """Both kinds of block compiled in both scopes against as it is, over (T, H, W) image tokens and a full text."""
+    for product in products:
+        blocks = blocks_of(config, grid, dtype, product, options.device)
+        for kind, make in blocks.items():
+            for scope in SCOPES:
+                case = f"{kind} block, {str(dtype).removeprefix('torch.')}, {product}, {scope} compiled"
+                if options.wants(case):
+                    sides = {OURS: make(compiled_chunks(CompileConfig(scope=scope))), AS_IS: make(AS_THEY_ARE)}
+                    yield from _rows(benchmark, case, sides, options)
+
+
+def _rows(benchmark: str, case: str, sides: dict[str, Side], options: Options) -> Iterator[Row]:
     with torch.no_grad():
         for side in sides.values():
             side()  # compiles
-    yield from compared_rows("pieces", case, *compare(sides, options.repeats, options.device))
+    yield from compared_rows(benchmark, case, *compare(sides, options.repeats, options.device))
 
 
 def bound(call: Callable[[Pieces], Tensor], pieces: Pieces) -> Side:
@@ -74,18 +96,20 @@ def pieces_of(
     }
 
 
-def blocks_of(config: TransformerConfig, dtype: torch.dtype, options: Options) -> dict[str, Callable[[Pieces], Side]]:
-    """A lean block of each kind, to be run with given pieces."""
-    model = build(config, dtype, options.device)
-    turn = rotation_tables(
-        QUICK_GRID if options.is_quick else SHORT_GRID, config.rope_axes, config.rope_theta, device=options.device
-    )
+def blocks_of(
+    config: TransformerConfig, grid: tuple[int, int, int], dtype: torch.dtype, product: str, device: torch.device
+) -> dict[str, Callable[[Chunks], Side]]:
+    """A lean block of each kind, weights in fp8, to be run with its chunks handled in a given way."""
+    model = in_fp8(config, dtype, device)
+    if product != DENSE:
+        use_product(model, product)
+    turn = rotation_tables(grid, config.rope_axes, config.rope_theta, device=device)
     torch.manual_seed(1)
-    x = torch.randn(1, len(turn) + TEXT, config.hidden_size).to(options.device, dtype)
-    condition = Condition(torch.randn(1, config.hidden_size).to(options.device, dtype))
+    x = torch.randn(1, len(turn) + TEXT, config.hidden_size).to(device, dtype)
+    condition = Condition(torch.randn(1, config.hidden_size).to(device, dtype))
 
-    def made(kind: str) -> Callable[[Pieces], Side]:
+    def made(kind: str) -> Callable[[Chunks], Side]:
         block = getattr(model, f"{kind}_blocks")[0]
-        return lambda do: Block(block, x, condition, turn, LeanConfig(), Form(LeanConfig(), pieces=do)).lean
+        return lambda do: Block(block, x, condition, turn, LeanConfig(), Form(LeanConfig(), chunks=do)).lean
 
     return {kind: made(kind) for kind in ("double", "single")}

@@ -38,13 +38,13 @@ def product_rows(
     benchmark: str, config: TransformerConfig, grid: tuple[int, int, int], dtype: torch.dtype, options: Options
 ) -> Iterator[Row]:
     """Every product against dense, in both kinds of block, over (T, H, W) image tokens and a full text."""
-    dense, device = _in_fp8(config, dtype, options.device), options.device
+    dense, device = in_fp8(config, dtype, options.device), options.device
     turn = rotation_tables(grid, config.rope_axes, config.rope_theta, device=device)
     generator = torch.Generator(device).manual_seed(1)
     x = torch.randn(1, len(turn) + TEXT, config.hidden_size, device=device, dtype=dtype, generator=generator)
     condition = Condition(torch.randn(1, config.hidden_size, device=device, dtype=dtype, generator=generator))
     for name in PRODUCTS:
-        other = _in_fp8(config, dtype, device)
+        other = in_fp8(config, dtype, device)
         for kind in ("double", "single"):
             case = f"{kind} block, {x.shape[1]} tokens, {str(dtype).removeprefix('torch.')}, {name}"
             if not options.wants(case):
@@ -62,7 +62,8 @@ def product_rows(
             yield from compared_rows(benchmark, case, *compare(sides, options.repeats, device))
 
 
-def _in_fp8(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> HunyuanVideoTransformer:
+def in_fp8(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> HunyuanVideoTransformer:
+    """A model of random weights that rest in fp8."""
     model = build(config, dtype, device)
     model.load_state_dict(plain_fp8_state_dict(model.state_dict()), assign=True)
     return model.requires_grad_(False)

@@ -11,6 +11,7 @@ from ..hyvideo_lib.sampling import GuidanceConfig
 from ..hyvideo_lib.transformer import CompileConfig, RopeSettings
 from ..hyvideo_lib.transformer.compile_config import BACKENDS as COMPILE_BACKENDS
 from ..hyvideo_lib.transformer.compile_config import MODES as COMPILE_MODES
+from ..hyvideo_lib.transformer.compile_config import SCOPES as COMPILE_SCOPES
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_BLOCK_SWAP, HYV_CACHE, HYV_COMPILE, HYV_GUIDANCE, HYV_ROPE
 
@@ -189,7 +190,8 @@ class Compile(io.ComfyNode):
             node_id="HyvCompile",
             display_name="HunyuanVideo Compile",
             category=f"{CATEGORY}/options",
-            description="Compiles what lies between the transformer's matrix products and its attention.",
+            description="Compiles the transformer's blocks, all but attention, or only what lies between their matrix "
+            "products and attention.",
             inputs=[
                 io.Combo.Input(
                     "backend",
@@ -210,18 +212,27 @@ class Compile(io.ComfyNode):
                     default=True,
                     tooltip="One kernel for all sizes and lengths of videos. Off compiles anew for each.",
                 ),
+                io.Combo.Input(
+                    "scope",
+                    options=list(COMPILE_SCOPES),
+                    default="blocks",
+                    tooltip="blocks: all of a block but attention. pieces: only what lies between its matrix products "
+                    "and attention, which fuses less but needs no compiling anew for LoRAs.",
+                ),
             ],
             outputs=[HYV_COMPILE.Output("compile", display_name="compile", tooltip="For Load Transformer.")],
         )
 
     @classmethod
-    def validate_inputs(cls, backend: str = "inductor", mode: str = "default") -> bool | str:
-        return check_inputs(cls, {"backend": backend, "mode": mode})
+    def validate_inputs(cls, backend: str = "inductor", mode: str = "default", scope: str = "blocks") -> bool | str:
+        return check_inputs(cls, {"backend": backend, "mode": mode, "scope": scope})
 
     @classmethod
     @names_its_errors
-    def execute(cls, backend: str = "inductor", mode: str = "default", dynamic: bool = True) -> io.NodeOutput:
-        return io.NodeOutput(CompileConfig(backend, mode, dynamic))
+    def execute(
+        cls, backend: str = "inductor", mode: str = "default", dynamic: bool = True, scope: str = "blocks"
+    ) -> io.NodeOutput:
+        return io.NodeOutput(CompileConfig(backend, mode, dynamic, scope))
 
 
 PLACES = ("device", "host")

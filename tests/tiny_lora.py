@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from tiny import TRANSFORMER
+from torch import Tensor
 
 from hyvideo_lib.lora import LowRank
 from hyvideo_lib.lora.names import layer_sizes
 
 RANK, SCALE = 3, 0.5
+
+
+@dataclass(frozen=True)
+class Adding:
+    """An adapter that adds what a function of the input and the output features says."""
+
+    term: Callable[[Tensor, slice], Tensor]
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        pass
+
+    def __call__(self, x: Tensor, rows: slice) -> Tensor:
+        return self.term(x, rows)
 
 
 def make_layers(

@@ -17,10 +17,12 @@ class Backend:
 
     load_fn: imports what the kernel comes from and returns it; raises ModuleNotFoundError where that is not installed.
     install: how to get it, in a sentence. is_exact: it rounds as PyTorch's own does; others compute in 8 bits and are
-    never chosen unless they are named.
+    never chosen unless they are named. package: the module that says whether it is installed; another that is missing
+    is one that it needs.
     """
 
     name: str
     load_fn: Callable[[], Kernel]
     install: str
     is_exact: bool = True
+    package: str = ""

@@ -12,7 +12,7 @@ import torch
 from ..errors import InvalidSetting, MissingPackage
 from .api import AUTO, BACKENDS, AttendFn, attend
 from .backend import Backend, Kernel
-from .probe import Verdict, probe
+from .probe import TRIED_TOKENS, Verdict, probe
 from .sdpa import SDPA
 
 MIN_BUCKET, MAX_BUCKET = 1024, 65_536
@@ -60,13 +60,18 @@ def attention_names() -> list[str]:
     return [AUTO, *BACKENDS]
 
 
-def check_backend(name: str, device: torch.device, head_dim: int, dtype: torch.dtype) -> Backend:
-    """The named backend. Raises InvalidSetting for an unknown one or one that cannot run, MissingPackage where it is
-    not installed; both say how to get it."""
+def check_backend(
+    name: str, device: torch.device, head_dim: int, dtype: torch.dtype, tokens: int = TRIED_TOKENS
+) -> Backend:
+    """The named backend, tried on so many tokens at most.
+
+    Raises InvalidSetting for an unknown one or one that cannot run, MissingPackage where it is not installed; both say
+    how to get it.
+    """
     if name not in BACKENDS:
         raise InvalidSetting(f"attention is {name!r}, but must be one of: {', '.join(attention_names())}.")
     backend = BACKENDS[name]
-    verdict = probe(backend, device, head_dim, dtype)
+    verdict = probe(backend, device, head_dim, dtype, min(tokens, TRIED_TOKENS))
     if verdict:
         return backend
     text = f"The attention {name} {verdict.reason}. {backend.install} Or take auto or sdpa, which need nothing more."
@@ -82,7 +87,7 @@ def choose_attention(name: str, problem: Problem) -> Attention:
     if name == AUTO:
         backend = BACKENDS[SDPA.name] if problem.device.type == "cpu" else fastest(agreeing(problem), problem)
     else:
-        backend = check_backend(name, problem.device, problem.head_dim, problem.dtype)
+        backend = check_backend(name, problem.device, problem.head_dim, problem.dtype, problem.tokens)
     if backend is SDPA:
         return PLAIN
     return Attention(backend.name, partial(attend, kernel=backend.load_fn()))
@@ -96,7 +101,8 @@ def verdicts(device: torch.device, head_dim: int, dtype: torch.dtype) -> dict[st
 def agreeing(problem: Problem) -> list[Backend]:
     """The exact backends that work, PyTorch's own among them."""
     found = [b for b in BACKENDS.values() if b.is_exact and b is not SDPA]
-    return [SDPA, *(b for b in found if probe(b, problem.device, problem.head_dim, problem.dtype))]
+    tokens = min(problem.tokens, TRIED_TOKENS)
+    return [SDPA, *(b for b in found if probe(b, problem.device, problem.head_dim, problem.dtype, tokens))]
 
 
 def fastest(backends: Sequence[Backend], problem: Problem, time_fn: TimeFn | None = None) -> Backend:

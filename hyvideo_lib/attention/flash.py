@@ -27,9 +27,12 @@ def load_third() -> Kernel:
     return flash
 
 
-FLASH_2 = Backend("flash_attn_2", load_second, "Install it with: pip install flash-attn --no-build-isolation.")
+FLASH_2 = Backend(
+    "flash_attn_2", load_second, "Install it with: pip install flash-attn --no-build-isolation.", package="flash_attn"
+)
 FLASH_3 = Backend(
     "flash_attn_3",
     load_third,
     "It is for H100 and its like, and is built from the folder `hopper` of github.com/Dao-AILab/flash-attention.",
+    package="flash_attn_interface",
 )

@@ -17,4 +17,10 @@ def load() -> Kernel:
     return int8
 
 
-KITCHEN = Backend("comfy_kitchen", load, "Install or renew it with: pip install -U comfy-kitchen.", is_exact=False)
+KITCHEN = Backend(
+    "comfy_kitchen",
+    load,
+    "Install or renew it with: pip install -U comfy-kitchen.",
+    is_exact=False,
+    package="comfy_kitchen",
+)

@@ -23,4 +23,5 @@ SAGE = Backend(
     "Install the first generation with: pip install sageattention==1.0.6; build the second from "
     "github.com/thu-ml/SageAttention.",
     is_exact=False,
+    package="sageattention",
 )

@@ -17,4 +17,6 @@ def load() -> Kernel:
     return efficient
 
 
-XFORMERS = Backend("xformers", load, "Install the release for your PyTorch with: pip install xformers.")
+XFORMERS = Backend(
+    "xformers", load, "Install the release for your PyTorch with: pip install xformers.", package="xformers"
+)

@@ -199,7 +199,12 @@ def add_device(parser: Parser) -> None:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile what lies between the transformer's matrix products: a slow first step, faster ones after it",
+        help="compile the transformer's blocks, all but attention: a slow first step, faster ones after it",
+    )
+    group.add_argument(
+        "--compile-pieces",
+        action="store_true",
+        help="compile only what lies between their products and attention, which needs no compiling anew for LoRAs",
     )
     group.add_argument(
         "--vae-dtype", default="auto", metavar="NAME", help="auto is float16 on CUDA and float32 elsewhere"

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidSetting, InvalidTiles
+from ..errors import BadInput, InvalidSetting, InvalidTiles
 from .arguments import number
 
 if TYPE_CHECKING:
@@ -124,10 +124,13 @@ def cache_options(options: Namespace) -> CacheConfig | None:
 
 
 def precision_options(options: Namespace) -> Precision:
-    """What the dtype options mean. Raises InvalidSetting."""
+    """What the dtype options mean. Raises InvalidSetting, BadInput for both ways of compiling."""
     from ..pipeline import Precision
     from ..transformer import CompileConfig
 
+    if options.compile and options.compile_pieces:
+        raise BadInput("Both --compile and --compile-pieces were given. Give one of the two.")
+    scope = "blocks" if options.compile else "pieces" if options.compile_pieces else None
     return Precision(
         options.dtype,
         options.storage_dtype,
@@ -135,7 +138,7 @@ def precision_options(options: Namespace) -> Precision:
         options.text_dtype,
         matmul=options.matmul,
         attention=options.attention,
-        compiling=CompileConfig() if options.compile else None,
+        compiling=CompileConfig(scope=scope) if scope else None,
     )
 
 

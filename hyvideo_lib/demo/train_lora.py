@@ -70,6 +70,9 @@ class Factors(nn.Module):
         self.scale = alpha / rank
         self.is_on = True
 
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        pass  # they are where the model is
+
     def forward(self, x: Tensor, rows: slice) -> Tensor:
         if not self.is_on:
             return x.new_zeros(())

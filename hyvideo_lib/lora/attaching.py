@@ -46,7 +46,7 @@ class LoraUse:
 class LinearAdapter:
     """What all LoRAs of a run add to a Linear, as one product. Called as the layer calls its adapters.
 
-    The matrices come to the input's device and dtype at the first call and stay there as long as the adapter lives.
+    The matrices stay where and as what they were placed last, as long as the adapter lives.
     """
 
     def __init__(self, layer: nn.Module, out_features: int, updates: Sequence[Weighted]) -> None:
@@ -58,8 +58,6 @@ class LinearAdapter:
         self._diffs: tuple[Tensor | None, ...] = (None, None)
 
     def __call__(self, x: Tensor, rows: slice) -> Tensor:
-        if self._placed != (x.device, x.dtype):
-            self._place(x.device, x.dtype)
         terms = []
         if self._factors:
             down, up = self._factors
@@ -70,6 +68,10 @@ class LinearAdapter:
         if bias is not None:
             terms.append(self._spread(bias[rows]))
         return sum(terms[1:], terms[0])
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        if self._placed != (device, dtype):
+            self._place(device, dtype)
 
     def _place(self, device: torch.device, dtype: torch.dtype) -> None:
         factors = joined_factors(self._updates, self._out_features, dtype)

@@ -36,7 +36,7 @@ class Precision:
     "auto": the transformer in float32 on a CPU and bfloat16 elsewhere; the VAE in float16 on a CUDA device and float32
     elsewhere; the text encoders as their files are. storage: the transformer's weights; None leaves them as they are.
     matmul: a name in MATMULS. attention: a name of attention_names. compiling: how the
-    blocks' pieces are compiled; None leaves them as they are.
+    blocks are compiled; None leaves them as they are.
     """
 
     compute: str = "auto"

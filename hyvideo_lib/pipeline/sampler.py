@@ -109,7 +109,7 @@ class SampleRun:
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
     computes all. lean: how far the blocks' working memory is cut down. attention: the backend that runs.
-    compiling: how the blocks' pieces are compiled; None leaves them as they are. rungs: what was done when memory ran
+    compiling: how the blocks are compiled; None leaves them as they are. rungs: what was done when memory ran
     out, in words; `make` adds to it.
     """
 

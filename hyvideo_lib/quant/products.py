@@ -267,9 +267,9 @@ def _is_even(layer: Linear, rows: slice, multiple: int) -> bool:
 
 
 def _by_parts(multiply: Callable[[Tensor], Tensor], x: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
-    """[..., out] in x's dtype of x [..., in], AT_ONCE tokens at a time."""
+    """[..., out] in x's dtype of x [..., in], AT_ONCE tokens at a time, but all of a chunk in a compiled block."""
     tokens = x.reshape(-1, x.shape[-1])
-    if len(tokens) <= AT_ONCE:
+    if torch.compiler.is_compiling() or len(tokens) <= AT_ONCE:
         y = multiply(tokens)
     else:
         y = x.new_empty(len(tokens), out_features)

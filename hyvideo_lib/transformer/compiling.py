@@ -1,4 +1,7 @@
-"""The pieces of the lean blocks, compiled: each is one kernel in place of several, for all blocks and all lengths."""
+"""What the lean blocks do to chunks of tokens, compiled: all of it at once, or the pieces between matrix products.
+
+Compiled once for each kind of block, for all blocks and all lengths: weights, LoRAs and vectors are arguments.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .chunks import AS_THEY_ARE, Chunks, with_pieces
 from .compile_config import CompileConfig
 from .pieces import PLAIN, Pieces
 
@@ -21,32 +26,51 @@ ARGUMENTS = {
     "modulate": (TOKENS, VECTOR, VECTOR),
     "turn_heads": (TOKENS, SHARED, ROWS),
     "join_gelu": (TOKENS, TOKENS),
+    "before_attention": (TOKENS, VECTOR, VECTOR, SHARED, TOKENS, TOKENS, TOKENS, SHARED, SHARED, ROWS),
+    "after_double": (TOKENS, TOKENS, VECTOR, VECTOR, VECTOR, VECTOR, SHARED, SHARED, SHARED),
+    "after_single": (TOKENS, TOKENS, VECTOR, VECTOR, VECTOR, SHARED, SHARED),
 }
-"""What each piece takes: tokens [B, n, ...], a vector of each item [B, 1, D], rows for the tokens [n, ...], or neither.
+"""What each function takes: tokens [B, n, ...], a vector of each item [B, 1, D], rows for the tokens [n, ...], or what
+is the same for all items.
 
-Compiled, a piece sees one item at a time, without its batch axis: then tensors of one chunk size have one layout, in
+Compiled, it sees one item at a time, without its batch axis: then tensors of one chunk size have one layout, in
 whatever buffer they lie, and no other length of the video asks for another kernel.
 """
+MOST_FORMS = 64
+"""Of one function: kinds of weights and of LoRAs, dtypes, head groups. PyTorch would stop at 8."""
+
+
+@cache
+def compiled_chunks(config: CompileConfig) -> Chunks:
+    """All of it compiled so. Nothing happens before the first call; kernels stay as long as the process lives."""
+    if config.scope == "pieces":
+        return with_pieces(compiled_pieces(config))
+    return Chunks(**_compile_all(AS_THEY_ARE, config))
 
 
 @cache
 def compiled_pieces(config: CompileConfig) -> Pieces:
-    """All pieces compiled so. Nothing happens before the first call; kernels stay as long as the process lives."""
+    """The pieces alone, whatever the scope."""
+    return Pieces(**_compile_all(PLAIN, config))
+
+
+def _compile_all(plain: Chunks | Pieces, config: CompileConfig) -> dict[str, _Compiled]:
+    """Every function of a table, by its name."""
     state = _State()
-    return Pieces(**{
-        field.name: _Compiled(getattr(PLAIN, field.name), config, ARGUMENTS[field.name], state)
-        for field in fields(Pieces)
-    })  # fmt: skip
+    return {
+        field.name: _Compiled(getattr(plain, field.name), config, ARGUMENTS[field.name], state)
+        for field in fields(plain)
+    }  # fmt: skip
 
 
 class _State:
-    """Shared by the pieces: once one could not be compiled, none is."""
+    """Shared by the functions: once one could not be compiled, none is."""
 
     has_failed = False
 
 
 class _Compiled:
-    """One piece. Where it cannot be compiled, it says so once and computes as it is."""
+    """One function. Where it cannot be compiled, it says so once and computes as it is."""
 
     def __init__(
         self, plain: Callable[..., Any], config: CompileConfig, arguments: tuple[str, ...], state: _State
@@ -54,20 +78,19 @@ class _Compiled:
         self._plain, self._config, self._arguments, self._state = plain, config, arguments, state
         self._compiled: Callable[..., Any] | None = None
 
-    def __call__(self, *args: Tensor | None) -> Any:
+    def __call__(self, *args: Any) -> Any:
         if self._state.has_failed:
             return self._plain(*args)
-        assert args[0] is not None
-        made = [self._run([self._of_item(*given, i) for given in self._given(args)]) for i in range(len(args[0]))]
+        given = list(zip(args, self._arguments, strict=True))
+        made = [self._run([self._of_item(*each, i) for each in given]) for i in range(len(args[0]))]
+        if made[0] is None:
+            return None
         return made[0][None] if len(made) == 1 else torch.stack(made)
 
-    def _given(self, args: tuple[Tensor | None, ...]) -> list[tuple[Tensor | None, str]]:
-        return list(zip(args, self._arguments, strict=True))
-
-    def _of_item(self, arg: Tensor | None, kind: str, i: int) -> Tensor | None:
+    def _of_item(self, arg: Any, kind: str, i: int) -> Any:
         """An argument as it is for one item of the batch, its tokens marked as a number that changes."""
-        if arg is None:
-            return None
+        if not isinstance(arg, Tensor):
+            return arg
         part = arg[i] if kind == TOKENS else arg[i, 0] if kind == VECTOR else arg
         part = part.data  # shares memory but is no view: the compiler would hold on to the whole buffer's shape
         if self._config.dynamic and kind in (TOKENS, ROWS):
@@ -76,7 +99,7 @@ class _Compiled:
             maybe_mark_dynamic(part, 0)
         return part
 
-    def _run(self, args: list[Tensor | None]) -> Any:
+    def _run(self, args: list[Any]) -> Any:
         if self._state.has_failed:
             return self._plain(*args)
         try:
@@ -104,8 +127,18 @@ class _Compiled:
             config = self._config
             mode = config.mode if config.backend == "inductor" and config.mode != "default" else None
             dynamic = None if config.dynamic else False
-            self._compiled = torch.compile(self._plain, backend=config.backend, mode=mode, dynamic=dynamic)
+            more: dict[str, Any] = {"recompile_limit": MOST_FORMS, "isolate_recompiles": True} if _takes_limit() else {}
+            # As a whole or not at all: what is half done cannot be done again by the plain form.
+            self._compiled = torch.compile(
+                self._plain, backend=config.backend, mode=mode, dynamic=dynamic, fullgraph=True, **more
+            )
         return self._compiled
+
+
+@cache
+def _takes_limit() -> bool:
+    """Whether this PyTorch lets a function have more forms than others."""
+    return {"recompile_limit", "isolate_recompiles"} <= signature(torch.compile).parameters.keys()
 
 
 @cache

@@ -9,7 +9,7 @@ one group only; the modulated input is made anew for each. The streams are overw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,20 +18,20 @@ from torch import Tensor
 
 from ..attention import AttendFn, attend
 from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
+from .chunks import AS_THEY_ARE, Chunks
 from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Spans, clip_spans, modulate
 from .ops import Linear
-from .pieces import PLAIN, Pieces, add_gated, gelu
 from .rope import RotationTables
 
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """How the lean blocks go about it: in what chunks, by which attention, and with which pieces."""
+    """How the lean blocks go about it: in chunks of what size, by which attention, and what is done to a chunk."""
 
     config: LeanConfig = LeanConfig()  # noqa: RUF009 (frozen)
     attend_fn: AttendFn = attend
-    pieces: Pieces = PLAIN
+    chunks: Chunks = AS_THEY_ARE
 
 
 DEFAULT = Form()
@@ -67,24 +67,13 @@ class Joint:
 
     def fill(self, stream: Stream, form: Form) -> None:
         """Make and store the stream's tokens. What its weights are multiplied as is made once for all chunks."""
-        linears = [ready(stream.linear, stream.x.dtype, rows) for rows in self._rows]
+        linears = [stream.linear.ready(stream.x, rows) for rows in self._rows]
+        gains = stream.q_norm.weight, stream.k_norm.weight
         for low, high, mods in pieces(stream.x, stream.spans, form.config):
-            a = form.pieces.modulate(stream.x[:, low:high], mods[0], mods[1])
-            made = [linear(a) for linear in linears]
-            del a
-            self._put(stream, low, high, [part for each in made for part in self._split(each)], form.pieces)
-            del made  # before the next chunk's are made
-
-    def _put(self, stream: Stream, low: int, high: int, parts: Sequence[Tensor], pieces: Pieces) -> None:
-        """Store q, k, v [B, chunk, n, D] of the tokens low..high; q and k normed, and rotated if the stream says so."""
-        at = slice(stream.offset + low, stream.offset + high)
-        rotation = None if stream.turn is None else torch.view_as_real(stream.turn.rows(low, high))
-        for buffer, part, norm in ((self.q, parts[0], stream.q_norm), (self.k, parts[1], stream.k_norm)):
-            buffer[:, :, at] = pieces.turn_heads(part, norm.weight, rotation).transpose(1, 2)
-        self.v[:, :, at] = parts[2].transpose(1, 2)
-
-    def _split(self, made: Tensor) -> tuple[Tensor, ...]:
-        return made.unflatten(-1, (-1, self._count, self._width)).unbind(2)
+            rotation = None if stream.turn is None else torch.view_as_real(stream.turn.rows(low, high))
+            at = slice(stream.offset + low, stream.offset + high)
+            stores = (buffer[:, :, at].transpose(1, 2) for buffer in (self.q, self.k, self.v))
+            form.chunks.before_attention(stream.x[:, low:high], mods[0], mods[1], linears, *stores, *gains, rotation)
 
     def attend(self, lengths: Sequence[int] | None, attend_fn: AttendFn) -> Tensor:
         """[B, L, n, D]; the buffers are given up."""
@@ -132,13 +121,6 @@ def pieces(x: Tensor, spans: Spans, config: LeanConfig) -> Iterator[tuple[int, i
             yield low, min(low + size, last), mods
 
 
-def ready(layer: Linear, dtype: torch.dtype, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
-    """The layer's rows as a function of tokens in `dtype`. What the weight is multiplied as is made once, and lasts as
-    long as the function: many chunks go through it, and casting or dequantising for each would cost as much again."""
-    weight = layer.ready_weight(dtype, rows)
-    return lambda x: cast(Tensor, layer(x, rows, weight))
-
-
 def ready_together(block: DoubleBlock | SingleBlock) -> list[list[tuple[Linear, int]]]:
     """(layer, output features) of the weights that are ready at the same time, for each such time."""
     if isinstance(block, SingleBlock):
@@ -165,15 +147,14 @@ def double_block(
         Stream(img, 0, img_spans, block.img_attn_qkv, block.img_attn_q_norm, block.img_attn_k_norm, turn),
         Stream(txt, img.shape[1], txt_spans, block.txt_attn_qkv, block.txt_attn_q_norm, block.txt_attn_k_norm, None),
     )
-    out, do = attend_streams(streams, block.num_heads, lengths, form), form.pieces
+    out = attend_streams(streams, block.num_heads, lengths, form)
     for stream, name in zip(streams, ("img", "txt"), strict=True):
         proj, mlp = block.get_submodule(f"{name}_attn_proj"), cast(MLP, block.get_submodule(f"{name}_mlp"))
-        project, grow, shrink = (ready(cast(Linear, layer), stream.x.dtype) for layer in (proj, mlp.fc1, mlp.fc2))
+        linears = [cast(Linear, layer).ready(stream.x) for layer in (proj, mlp.fc1, mlp.fc2)]
         for low, high, mods in pieces(stream.x, stream.spans, form.config):
-            part = stream.x[:, low:high]
-            add_gated(part, project(out[:, stream.offset + low : stream.offset + high]), mods[2])
-            add_gated(part, shrink(gelu(grow(do.modulate(part, mods[3], mods[4])))), mods[5])
-        del project, grow, shrink
+            attended = out[:, stream.offset + low : stream.offset + high]
+            form.chunks.after_double(stream.x[:, low:high], attended, *mods[2:6], *linears)
+        del linears  # before the other stream's are made
     return img, txt
 
 
@@ -193,14 +174,10 @@ def single_block(
         Stream(x[:, :num_img], 0, clip_spans(spans, 0, num_img), *shared, turn),
         Stream(x[:, num_img:], num_img, clip_spans(spans, num_img, x.shape[1]), *shared, None),
     )
-    out, do = attend_streams(streams, block.num_heads, lengths, form), form.pieces
-    grow = ready(block.linear1, x.dtype, slice(block.widths[0], None))
-    shrink = ready(block.linear2, x.dtype)
+    out = attend_streams(streams, block.num_heads, lengths, form)
+    linears = block.linear1.ready(x, slice(block.widths[0], None)), block.linear2.ready(x)
     for low, high, mods in pieces(x, spans, form.config):
-        part = x[:, low:high]
-        hidden = grow(do.modulate(part, mods[0], mods[1]))
-        add_gated(part, shrink(do.join_gelu(out[:, low:high], hidden)), mods[2])
-        del hidden
+        form.chunks.after_single(x[:, low:high], out[:, low:high], *mods, *linears)
     return x
 
 

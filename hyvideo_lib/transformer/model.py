@@ -20,15 +20,15 @@ from ..host import Host
 from . import lean
 from . import ops as default_ops
 from .blocks import DoubleBlock, SingleBlock
+from .chunks import AS_THEY_ARE
 from .compile_config import CompileConfig
-from .compiling import compiled_pieces
+from .compiling import compiled_chunks
 from .config import TransformerConfig
 from .embedders import PatchEmbed, ScalarEmbed, VectorEmbed
 from .lean import Form
 from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Modulation, modulate
 from .ops import Ops
-from .pieces import PLAIN
 from .refiner import TokenRefiner, valid_lengths
 from .rope import RopeSettings, RotationTables, rotation_tables
 
@@ -144,7 +144,7 @@ class HunyuanVideoTransformer(nn.Module):
         ignored by models without it. clean_first_frame: I2V token replace, where latent frame 0 is free of noise. host
         is asked for interruption before every block. source: hands out the blocks where some are swapped. cache: may
         answer in their place. lean, attend_fn, compiling: how far the blocks' memory is cut down, how they attend and
-        how their pieces are compiled, where no gradients are recorded. Raises InvalidSize if H or W are odd, ValueError
+        how they are compiled, where no gradients are recorded. Raises InvalidSize if H or W are odd, ValueError
         for a mask with gaps.
 
         Padding text never changes the result: prompts are trimmed to the longest, and what padding is left is masked.
@@ -165,8 +165,8 @@ class HunyuanVideoTransformer(nn.Module):
         txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
         x = torch.cat([self.img_in(latents.to(dtype)), txt], dim=1)  # [B, L, D]
         turn = rotation_tables(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
-        pieces = PLAIN if compiling is None else compiled_pieces(compiling)
-        img = self.run_blocks(x, condition, turn, lengths, host, source, Form(lean, attend_fn, pieces), cache)
+        chunks = AS_THEY_ARE if compiling is None else compiled_chunks(compiling)
+        img = self.run_blocks(x, condition, turn, lengths, host, source, Form(lean, attend_fn, chunks), cache)
         return self.unpatchify(self.final_layer(img, condition.vec, lean), grid)
 
     def condition(

@@ -7,7 +7,7 @@ by definition. A weight already in the right dtype is used as it lies, without a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +25,13 @@ class Ops(Protocol):
     def Conv3d(self) -> type[nn.Conv3d]: ...  # noqa: N802
 
 
-Adapter = Callable[[Tensor, slice], Tensor]
-"""What a LoRA adds to a layer: of the layer's input and the wanted output features, a term of the output's shape."""
+class Adapter(Protocol):
+    """What a LoRA adds to a layer's output: of its input and the wanted output features, a term of that shape."""
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Have what it multiplies with ready for tokens there and of that dtype. Called before tokens are."""
+
+    def __call__(self, x: Tensor, rows: slice) -> Tensor: ...
 
 
 class Product(Protocol):
@@ -52,6 +57,26 @@ class Dense:
 DENSE = Dense()
 
 
+@dataclass(frozen=True, eq=False)
+class ReadyLinear:
+    """The wanted rows of a Linear as a function of tokens of one dtype: all that is the same for many calls.
+
+    What the weight is multiplied as lasts as long as this does.
+    """
+
+    product: Product
+    weight: Any
+    bias: Tensor | None
+    adapters: tuple[Adapter, ...]
+    rows: slice
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.product.multiply(x, self.weight, self.bias)
+        for adapter in self.adapters:
+            y = y + adapter(x, self.rows)
+        return y
+
+
 class Linear(nn.Linear):
     """nn.Linear whose weight is cast on use. `rows` computes only those output features.
 
@@ -66,16 +91,15 @@ class Linear(nn.Linear):
         """The weight that is multiplied with, [rows, in_features] in `dtype`. Storage schemes say here what it is."""
         return self.weight[rows].to(dtype)
 
-    def ready_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Any:
-        """What `forward` may be given as `ready`, made once for many calls."""
-        return self.product.ready(self, dtype, rows)
-
-    def forward(self, x: Tensor, rows: slice = slice(None), ready: Any = None) -> Tensor:
-        bias = None if self.bias is None else self.bias[rows].to(x.dtype)
-        y = self.product.multiply(x, self.ready_weight(x.dtype, rows) if ready is None else ready, bias)
+    def ready(self, like: Tensor, rows: slice = slice(None)) -> ReadyLinear:
+        """What computes these output features of tokens of the dtype, and on the device, of `like`."""
         for adapter in self.adapters:
-            y = y + adapter(x, rows)
-        return y
+            adapter.place(like.device, like.dtype)
+        bias = None if self.bias is None else self.bias[rows].to(like.dtype)
+        return ReadyLinear(self.product, self.product.ready(self, like.dtype, rows), bias, self.adapters, rows)
+
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        return self.ready(x, rows)(x)
 
 
 class Conv3d(nn.Conv3d):
@@ -86,5 +110,6 @@ class Conv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         y = self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
         for adapter in self.adapters:
+            adapter.place(x.device, x.dtype)
             y = y + adapter(x, slice(None))
         return y

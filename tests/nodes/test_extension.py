@@ -33,7 +33,7 @@ FORMS = {
     "HyvRope": ("time_scale height_scale width_scale extrapolate", "", "rope"),
     "HyvGuidance": ("cfg_scale start end rescale batched", "", "guidance_options"),
     "HyvBlockSwap": ("double_blocks single_blocks prefetch", "", "block_swap"),
-    "HyvCompile": ("backend mode dynamic", "", "compile"),
+    "HyvCompile": ("backend mode dynamic scope", "", "compile"),
     "HyvCache": ("method threshold start end max_skips residuals", "ratios", "cache"),
     "HyvLoRA": ("model file strength blocks", "", "with_lora report"),
     "HyvSampler": (

@@ -49,14 +49,16 @@ def test_block_swap_is_as_the_widgets_say(pack):
 
 
 def test_compiling_is_as_the_widgets_say_and_travels_on_the_model(pack):
-    given = run(pack.nodes.options.Compile, mode="max-autotune-no-cudagraphs", dynamic=False)[0]
+    given = run(pack.nodes.options.Compile, mode="max-autotune-no-cudagraphs", dynamic=False, scope="pieces")[0]
     assert (given.backend, given.mode, given.dynamic) == ("inductor", "max-autotune-no-cudagraphs", False)
+    assert given.scope == "pieces"
     default = run(pack.nodes.options.Compile)[0]
     assert default == pack.hyvideo_lib.transformer.CompileConfig()
     model = run(pack.nodes.load.LoadTransformer, compile=default)[0]
     assert model.compiling is default
     assert "compiled" in repr(model)
     assert "mode is 'fast'" in validate(pack.nodes.options.Compile, mode="fast")
+    assert "scope is 'model'" in validate(pack.nodes.options.Compile, scope="model")
 
 
 def test_a_cache_is_as_the_widgets_say(pack):

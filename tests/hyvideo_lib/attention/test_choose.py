@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import difference, tiny_transformer, transformer_inputs
@@ -73,6 +75,19 @@ def test_one_that_is_wrong_is_refused_by_name_too(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InvalidSetting, match=r"attention liar gives wrong numbers .*Mend it\. Or take auto"):
         choose_attention("liar", PROBLEM)
     assert not verdicts(CPU, 16, torch.float32)["liar"]
+
+
+def test_one_that_is_wrong_for_few_tokens_is_refused_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shorter(q, k, v):
+        return sdpa(q, k, v) * (1 - 40 / (k.shape[2] + 40))
+
+    monkeypatch.setitem(BACKENDS, "shorter", Backend("shorter", lambda: shorter, "Mend it."))
+    assert choose_attention("shorter", replace(PROBLEM, tokens=119_056)).name == "shorter"
+    assert "shorter" in [backend.name for backend in choose.agreeing(replace(PROBLEM, tokens=119_056))]
+    few = replace(PROBLEM, tokens=130)
+    with pytest.raises(InvalidSetting, match=r"attention shorter gives wrong numbers for 130 tokens \(0\.76 times"):
+        choose_attention("shorter", few)
+    assert "shorter" not in [backend.name for backend in choose.agreeing(few)]
 
 
 def test_auto_takes_only_exact_ones_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:

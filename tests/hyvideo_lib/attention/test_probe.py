@@ -48,12 +48,27 @@ def test_one_that_is_not_installed_says_so(name: str, modules, monkeypatch: pyte
 
     def without(module: str, *args, **kwargs):
         if module.split(".")[0] == package:
-            raise ModuleNotFoundError(f"No module named {module!r}")
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
         return original(module, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
     verdict = ask(BACKENDS[name])
     assert (verdict.reason, verdict.is_missing, bool(verdict)) == ("is not installed", True, False)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_one_that_lacks_what_it_needs_itself_says_what(name: str, modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = modules[name][0].split(".")[0]
+    original = builtins.__import__
+
+    def without(module: str, *args, **kwargs):
+        if module.split(".")[0] == package:
+            raise ModuleNotFoundError("No module named 'einops'", name="einops")
+        return original(module, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    verdict = ask(BACKENDS[name])
+    assert (verdict.reason, verdict.is_missing) == ("cannot be loaded (No module named 'einops')", False)
 
 
 def test_a_package_without_the_function_cannot_be_loaded(install) -> None:
@@ -88,7 +103,7 @@ def test_wrong_numbers_are_found_out(liar: Callable[..., Tensor]) -> None:
 
 def test_a_result_of_another_shape_is_refused() -> None:
     reason = ask(made_of(lambda q, k, v: sdpa(q, k, v).transpose(1, 2))).reason
-    assert reason.startswith("returns a tensor of [1, 333, 2, 16] in place of [1, 2, 333, 16]")
+    assert reason.startswith("returns a tensor of [1, 1985, 2, 16] in place of [1, 2, 1985, 16]")
 
 
 def test_what_rounds_to_8_bits_passes() -> None:
@@ -97,6 +112,20 @@ def test_what_rounds_to_8_bits_passes() -> None:
         return sdpa(*((part / scale).round() * scale for part, scale in zip((q, k, v), scales, strict=True)))
 
     assert ask(made_of(rounded), 64)
+
+
+def counting_padding(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As a kernel that takes the rest of its last block of 64 for tokens with a score of zero."""
+    pad = -k.shape[2] % 64
+    return sdpa(q, *(torch.nn.functional.pad(part, (0, 0, 0, pad)) for part in (k, v)))
+
+
+@pytest.mark.parametrize(("tokens", "is_right"), [(100, False), (128, True), (500, True), (None, True)])
+def test_what_is_too_short_is_found_out_where_it_is(tokens: int | None, is_right: bool) -> None:
+    given = {} if tokens is None else {"tokens": tokens}
+    verdict = probe(made_of(counting_padding), CPU, 64, torch.float32, **given)
+    assert bool(verdict) == is_right
+    assert is_right or verdict.reason == "gives wrong numbers for 100 tokens (0.86 times as large as PyTorch's)"
 
 
 def test_a_backend_is_tried_once() -> None:

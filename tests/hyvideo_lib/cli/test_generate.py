@@ -11,7 +11,7 @@ from hyvideo_lib.attention import BACKENDS, Backend
 from hyvideo_lib.cli import main
 from hyvideo_lib.memory import fit
 from hyvideo_lib.pipeline import load_latents
-from hyvideo_lib.transformer.compiling import compiled_pieces
+from hyvideo_lib.transformer.compiling import compiled_chunks, compiled_pieces
 from hyvideo_lib.vae import CausalVideoVAE, TinyVAE, TinyVAEConfig
 from hyvideo_lib.video import read_frames, read_settings
 
@@ -434,14 +434,19 @@ def test_the_attention_that_ran_is_told_and_one_that_cannot_run_is_refused_befor
     assert generate(PROMPT, "--out", "b.mp4", "--attention", "magic").error == "invalid_setting"
 
 
-def test_compiling_is_an_option_and_stands_in_the_settings(generate, monkeypatch):
+@pytest.mark.parametrize(("option", "scope"), [("--compile", "blocks"), ("--compile-pieces", "pieces")])
+def test_compiling_is_an_option_and_stands_in_the_settings(generate, monkeypatch, option, scope):
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend="eager", **options))
-    compiled_pieces.cache_clear()
+    for made in (compiled_pieces, compiled_chunks):
+        made.cache_clear()
     plain = generate(PROMPT, "--seed", 1, "--out", "a.mp4").report["videos"][0]["settings"]
-    made = generate(PROMPT, "--seed", 1, "--compile", "--out", "b.mp4").report["videos"][0]["settings"]
-    compiled_pieces.cache_clear()
+    settings = generate(PROMPT, "--seed", 1, option, "--out", "b.mp4").report["videos"][0]["settings"]
+    for made in (compiled_pieces, compiled_chunks):
+        made.cache_clear()
     assert plain["compile"] is None
-    assert made["compile"] == {"backend": "inductor", "mode": "default", "dynamic": True}
+    assert settings["compile"] == {"backend": "inductor", "mode": "default", "dynamic": True, "scope": scope}
+    refused = generate(PROMPT, "--out", "c.mp4", "--compile", "--compile-pieces")
+    assert (refused.code, refused.error) == (2, "bad_input")
     frames = [read_frames(Path(f"{name}.mp4"), 64, 32, 5, 24).float() for name in "ab"]
     assert (frames[0] - frames[1]).abs().max() <= 16

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from tiny_lora import Adding
 
 from hyvideo_lib.memory import BlockSwap, Offloader, memo
 from hyvideo_lib.transformer import HunyuanVideoTransformer
@@ -118,7 +119,7 @@ def test_other_loras_other_vectors(model):
     offloader.load("cpu")
     plain = run(model, offloader)
     linear = model.double_blocks[0].img_mod.linear
-    linear.adapters = (lambda x, rows: torch.ones(1),)
+    linear.adapters = (Adding(lambda x, rows: torch.ones(1)),)
     changed = run(model, offloader)
     assert not torch.equal(changed, plain)
     assert torch.equal(changed, run(model))  # every weight in place again after the pass, as without a memo

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny_lora import Adding
 from torch import Tensor, nn
 
 from hyvideo_lib.checkpoint.joined import JoinedLinear
@@ -170,7 +171,7 @@ def test_many_tokens_and_many_rows_are_rounded_in_parts_with_the_same_result(row
     layer = stored(Linear(64, 2 * AT_ONCE + 64, False), weight=torch.randn(2 * AT_ONCE + 64, 64))
     x = torch.randn(1, 2 * AT_ONCE + 3, 64)
     found = multiply(row_name, layer, x)
-    ready = layer.ready_weight(torch.float32)
+    ready = layer.ready(x).weight
     whole = round_rows(layer.weight, ready.weight.dtype)
     assert torch.equal(ready.weight.float(), whole.weight.float())
     assert torch.equal(ready.scale, whole.scale)
@@ -230,7 +231,7 @@ def test_bias_and_adapters_are_added_in_the_compute_dtype(name):
     x = torch.randn(3, 64)
     before = multiply(name, layer, x, slice(16, 32))
     layer.bias.fill_(0.5)
-    layer.adapters = (lambda x, rows: torch.full((x.shape[0], 48), 2.0)[:, rows],)
+    layer.adapters = (Adding(lambda x, rows: torch.full((x.shape[0], 48), 2.0)[:, rows]),)
     assert torch.equal(layer(x, slice(16, 32)), before + 0.5 + 2.0)
 
 
@@ -300,7 +301,7 @@ def test_swapped_blocks_and_loras_act_as_with_dense_products(name):
     finally:
         source.go_home()
     layer = model.single_blocks[0].linear2
-    layer.adapters = (lambda x, rows: torch.ones(*x.shape[:-1], layer.out_features)[..., rows],)
+    layer.adapters = (Adding(lambda x, rows: torch.ones(*x.shape[:-1], layer.out_features)[..., rows]),)
     assert not torch.equal(run(model), expected)
     layer.adapters = ()
     assert torch.equal(run(model), expected)

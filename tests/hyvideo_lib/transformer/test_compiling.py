@@ -1,4 +1,4 @@
-"""The compiled pieces against the plain ones, how often they are compiled, and what happens where they cannot be."""
+"""Compiled blocks and pieces against plain ones, how often they are compiled, and what happens where they cannot be."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from hyvideo_lib.errors import InvalidSetting
 from hyvideo_lib.lora.attaching import make_adapters
 from hyvideo_lib.lora.update import Update
 from hyvideo_lib.memory import BlockSwap, Offloader
-from hyvideo_lib.quant import install, quantize_fp8
-from hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, compiling, pieces
+from hyvideo_lib.quant import install, quantize_fp8, use_product
+from hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, chunks, compiling, pieces
+from hyvideo_lib.transformer.compile_config import SCOPES
 
 TRACED = CompileConfig("eager")
 """Traces and guards as any backend, and makes no kernels: what is counted is the same."""
-HANDFUL = 10
-"""Graphs for three pieces: with and without rotation, of one head and of several, of one token and of many."""
+HANDFUL = 12
+"""Graphs for three functions: with and without rotation, of one head and of several, of one token and of many."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
+
+
+@pytest.fixture(params=SCOPES)
+def traced(request: pytest.FixtureRequest) -> CompileConfig:
+    return replace(TRACED, scope=request.param)
 
 
 class Counting:
@@ -41,45 +47,52 @@ class Counting:
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
     """What the "eager" backend compiles meanwhile."""
-    torch._dynamo.reset()
-    compiling.compiled_pieces.cache_clear()
-    counting, original = Counting(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend=counting, **options))
+    forget_all()
+    counting = Counting()
+    compile_by(monkeypatch, counting)
     yield counting
-    compiling.compiled_pieces.cache_clear()
+    forget_all()
+
+
+def forget_all() -> None:
     torch._dynamo.reset()
+    compiling.compiled_chunks.cache_clear()
+    compiling.compiled_pieces.cache_clear()
+
+
+def compile_by(monkeypatch: pytest.MonkeyPatch, backend: Callable[..., Callable[..., Tensor]]) -> None:
+    original, takes = torch.compile, compiling._takes_limit()
+    monkeypatch.setattr(compiling, "_takes_limit", lambda: takes)
+    monkeypatch.setattr(torch, "compile", lambda fn, **options: original(fn, **{**options, "backend": backend}))
 
 
 @torch.no_grad()
-def both(model: HunyuanVideoTransformer, inputs: dict[str, Tensor], config: CompileConfig = TRACED, **more) -> float:
+def both(model: HunyuanVideoTransformer, inputs: dict[str, Tensor], config: CompileConfig, **more) -> float:
     """How far the compiled result is from the plain one."""
     return relative_error(model(**inputs, compiling=config, **more), model(**inputs, **more))
 
 
-def test_sixty_blocks_and_many_lengths_share_a_handful_of_graphs(count: Counting) -> None:
+def test_sixty_blocks_and_many_lengths_share_a_handful_of_graphs(count: Counting, traced: CompileConfig) -> None:
     model = tiny_transformer(replace(TRANSFORMER, num_double_blocks=20, num_single_blocks=40))
-    assert both(model, transformer_inputs(latent_shape=(3, 4, 6))) <= 1e-5
+    assert both(model, transformer_inputs(latent_shape=(3, 4, 6)), traced) <= 1e-5
     first = count.graphs
     assert 0 < first <= HANDFUL
     for shape, text in (((2, 4, 6), 7), ((5, 8, 4), 11), ((7, 4, 8), 5), ((3, 6, 10), 9)):
-        assert both(model, transformer_inputs(latent_shape=shape, text_tokens=text)) <= 1e-5
+        assert both(model, transformer_inputs(latent_shape=shape, text_tokens=text), traced) <= 1e-5
     assert count.graphs == first
 
 
-def test_head_groups_chunks_and_batches_add_few(count: Counting) -> None:
+def test_head_groups_chunks_and_batches_add_few(count: Counting, traced: CompileConfig) -> None:
     model = tiny_transformer()
     for lean in (LeanConfig(), LeanConfig(2, 5), LeanConfig(1, 7)):
         for batch, valid in ((1, (11,)), (2, (11, 4))):
             inputs = transformer_inputs(batch, valid=valid)
-            assert both(model, inputs, lean=lean, clean_first_frame=batch == 2) <= 1e-5
+            assert both(model, inputs, traced, lean=lean, clean_first_frame=batch == 2) <= 1e-5
     assert count.graphs <= HANDFUL
 
 
-def test_streamed_fp8_weights_with_loras_ask_for_no_graph_more(count: Counting) -> None:
-    plain = tiny_transformer().requires_grad_(False)
-    inputs = transformer_inputs()
-    assert both(plain, inputs) <= 1e-5
-    before = count.graphs
+def in_fp8(plain: HunyuanVideoTransformer) -> HunyuanVideoTransformer:
+    """The same model with the blocks' matrices in fp8."""
     state = {}
     for name, tensor in plain.state_dict().items():
         if tensor.ndim == 2 and "blocks." in name:
@@ -88,68 +101,115 @@ def test_streamed_fp8_weights_with_loras_ask_for_no_graph_more(count: Counting) 
         else:
             state[name] = tensor
     with torch.device("meta"):
-        model = HunyuanVideoTransformer(TRANSFORMER)
+        model = HunyuanVideoTransformer(plain.config)
     model.load_state_dict(install(model, state, "fp8_scale"), strict=True, assign=True)
-    model.requires_grad_(False)
+    return model.requires_grad_(False)
+
+
+def streamed(model: HunyuanVideoTransformer) -> Offloader:
+    """All of its blocks in RAM, copied into two slots in turn."""
+    aside = model.modulations
+    source = Offloader(model, model.blocks, 2, BlockSwap(2, 2), lambda tensor, _: tensor.clone(), aside=aside)
+    source.load("cpu", 0)
+    assert source.num_swapped == 4
+    return source
+
+
+def add_loras(model: HunyuanVideoTransformer) -> None:
     updates = {name: [(Update(0, len(part.up), low_rank=part), 1.0)] for name, part in make_layers().items()}
     for name, adapter in make_adapters(model, updates).items():
         model.get_submodule(name).adapters = (adapter,)
-    source = Offloader(
-        model, model.blocks, 2, BlockSwap(2, 2), lambda tensor, device: tensor.clone(), aside=model.modulations
-    )
-    source.load("cpu", 0)
-    assert source.num_swapped == 4
-    assert both(model, inputs, source=source) <= 1e-5
+
+
+def test_streamed_fp8_weights_ask_for_no_graph_more(count: Counting, traced: CompileConfig) -> None:
+    plain, inputs = tiny_transformer().requires_grad_(False), transformer_inputs()
+    assert both(plain, inputs, traced) <= 1e-5
+    before = count.graphs
+    model = in_fp8(plain)
+    assert both(model, inputs, traced) <= 1e-5
+    assert both(model, inputs, traced, source=streamed(model)) <= 1e-5
     assert count.graphs == before
 
 
-def test_with_static_shapes_every_length_is_compiled(count: Counting) -> None:
-    model, static = tiny_transformer(), CompileConfig("eager", dynamic=False)
+def test_loras_are_in_the_blocks_for_a_few_graphs_more_and_beside_the_pieces_for_none(
+    count: Counting, traced: CompileConfig
+) -> None:
+    model, inputs = in_fp8(tiny_transformer()), transformer_inputs()
+    assert both(model, inputs, traced) <= 1e-5
+    before = count.graphs
+    add_loras(model)
+    assert both(model, inputs, traced) <= 1e-5
+    with_loras = count.graphs
+    # Queries, keys and values come from factors of two sizes, of image and of text; and twice there is an MLP.
+    assert with_loras <= before + (4 + 2 if traced.scope == "blocks" else 0)
+    assert both(model, inputs, traced, source=streamed(model)) <= 1e-5
+    for shape in ((2, 4, 6), (5, 8, 4)):
+        assert both(model, transformer_inputs(latent_shape=shape), traced) <= 1e-5
+    assert count.graphs == with_loras
+
+
+@pytest.mark.parametrize("product", ["int8", "fp8_rows"])
+def test_products_in_8_bits_are_in_the_graphs_of_all_lengths(
+    count: Counting, traced: CompileConfig, product: str
+) -> None:
+    config = replace(TRANSFORMER, hidden_size=32, num_double_blocks=3, num_single_blocks=3, rope_axes=(4, 6, 6))
+    model = tiny_transformer(config).requires_grad_(False)
+    use_product(model, product)
+    first = 0
+    for shape in ((3, 4, 6), (5, 8, 4), (7, 8, 8)):
+        inputs = transformer_inputs(latent_shape=shape, config=config)
+        assert both(model, inputs, traced) <= 1e-2  # a token that is rounded the other way
+        first = first or count.graphs
+    assert count.graphs == first
+
+
+def test_with_static_shapes_every_length_is_compiled(count: Counting, traced: CompileConfig) -> None:
+    model, static = tiny_transformer(), replace(traced, dynamic=False)
     assert both(model, transformer_inputs(latent_shape=(3, 4, 6)), static) <= 1e-5
     first = count.graphs
     assert both(model, transformer_inputs(latent_shape=(2, 4, 6)), static) <= 1e-5
     assert count.graphs > first
 
 
-def test_with_gradients_nothing_is_compiled(count: Counting) -> None:
-    tiny_transformer()(**transformer_inputs(), compiling=TRACED)
+def test_with_gradients_nothing_is_compiled(count: Counting, traced: CompileConfig) -> None:
+    tiny_transformer()(**transformer_inputs(), compiling=traced)
     assert count.graphs == 0
 
 
 def test_where_compiling_fails_the_blocks_run_as_they_are_and_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, traced: CompileConfig
 ) -> None:
     def broken(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
         raise RuntimeError("Cannot find a working triton installation")
 
-    torch._dynamo.reset()
-    compiling.compiled_pieces.cache_clear()
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend=broken, **options))
+    forget_all()
+    compile_by(monkeypatch, broken)
     model, inputs = tiny_transformer(), transformer_inputs(2, valid=(11, 4))
     with torch.no_grad():
-        found = model(**inputs, compiling=TRACED)
+        found = model(**inputs, compiling=traced)
         assert torch.equal(found, model(**inputs))
     (record,) = (record for record in caplog.records if record.name == "hyvideo")
     assert "The blocks run uncompiled" in record.message
     assert "Cannot find a working triton installation" in record.message
-    compiling.compiled_pieces.cache_clear()
+    forget_all()
 
 
 def test_a_system_without_any_compiler_falls_back_too(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, traced: CompileConfig
 ) -> None:
     def refuse(fn: Callable[..., Tensor], **options: object) -> Callable[..., Tensor]:
         raise RuntimeError("Windows not yet supported for torch.compile")
 
-    compiling.compiled_pieces.cache_clear()
+    forget_all()
+    compiling._takes_limit.cache_clear()  # looks at what stands in its place too, as in an older PyTorch
     monkeypatch.setattr(torch, "compile", refuse)
     model, inputs = tiny_transformer(), transformer_inputs()
     with torch.no_grad():
-        assert torch.equal(model(**inputs, compiling=TRACED), model(**inputs))
+        assert torch.equal(model(**inputs, compiling=traced), model(**inputs))
+    compiling._takes_limit.cache_clear()
     (record,) = (record for record in caplog.records if record.name == "hyvideo")
     assert "Windows not yet supported" in record.message
-    compiling.compiled_pieces.cache_clear()
+    forget_all()
 
 
 def test_running_out_of_memory_is_not_taken_for_a_failure_to_compile() -> None:
@@ -157,11 +217,11 @@ def test_running_out_of_memory_is_not_taken_for_a_failure_to_compile() -> None:
     assert not issubclass(MemoryError, compiling.compile_errors())
 
 
-def test_every_piece_says_what_it_takes() -> None:
-    assert set(compiling.ARGUMENTS) == set(vars(pieces.PLAIN))
+def test_everything_that_is_compiled_says_what_it_takes() -> None:
+    assert set(compiling.ARGUMENTS) == {*vars(pieces.PLAIN), *vars(chunks.AS_THEY_ARE)}
 
 
-@pytest.mark.parametrize("wrong", [{"backend": "magic"}, {"mode": "reduce-overhead"}])
+@pytest.mark.parametrize("wrong", [{"backend": "magic"}, {"mode": "reduce-overhead"}, {"scope": "model"}])
 def test_unknown_settings_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(InvalidSetting, match=f"compile {next(iter(wrong))} is"):
         CompileConfig(**wrong)
@@ -171,8 +231,7 @@ def test_unknown_settings_are_refused(wrong: dict[str, str]) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_real_kernels_give_the_same_numbers(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch._dynamo.reset()
-    compiling.compiled_pieces.cache_clear()
+    forget_all()
     made, plain = compiling.compiled_pieces(CompileConfig()), pieces.PLAIN
     x, shift, scale = torch.randn(2, 9, 16), torch.randn(2, 1, 16), torch.randn(2, 1, 16)
     heads, gain, rotation = torch.randn(2, 9, 2, 8), torch.randn(8), torch.randn(9, 4, 2)
@@ -185,3 +244,18 @@ def test_real_kernels_give_the_same_numbers(tmp_path, monkeypatch: pytest.Monkey
             turned = [do.turn_heads(heads[:, :n], gain, rotation[:n]) for do in (made, plain)]
             assert relative_error(*turned) <= 1e-6
     assert not made.modulate._state.has_failed
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_real_kernels_of_whole_blocks_give_the_same_video(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed, with LoRAs, a batch, spans, several head groups and chunks: everything that a block may meet."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    forget_all()
+    config, model = CompileConfig(), in_fp8(tiny_transformer())
+    add_loras(model)
+    source = streamed(model)
+    for lean in (LeanConfig(), LeanConfig(2, 7)):
+        inputs = transformer_inputs(2, valid=(11, 4))
+        assert both(model, inputs, config, lean=lean, clean_first_frame=True, source=source) <= 1e-5
+    assert not compiling.compiled_chunks(config).after_single._state.has_failed
