@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..hyvideo_lib.demo import assets
 from . import comfy_host
-from .load import ALL_KINDS, describe_file, describe_report, list_choices
+from .files import ALL_KINDS, list_choices, resolve
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_EMBEDS, HYV_MODEL, HYV_TEXT, HYV_VAE, TextHandle, TransformerHandle, VAEHandle
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.checkpoint import FileReport
 
 NO_FILE = "(none)"
 
@@ -61,6 +66,30 @@ class ModelInfo(io.ComfyNode):
         report = "\n\n".join(parts) or "Choose a file, or connect a model."
         comfy_host.show_text(cls.hidden.unique_id, report)
         return io.NodeOutput(report, ui={"text": (report,)})
+
+
+def describe_file(name: str) -> str:
+    """The recogniser's report on a listed file, for people. Raises what it raises, and FileMissing."""
+    from ..hyvideo_lib.checkpoint import inspect_file
+
+    return describe_report(inspect_file(resolve(name, assets.TRANSFORMER, *ALL_KINDS)))
+
+
+def describe_report(report: FileReport) -> str:
+    """A report in a few lines."""
+    from ..hyvideo_lib.checkpoint.variants import KIND_NAMES
+
+    lines = [
+        f"{Path(report.path).name}: {KIND_NAMES.get(report.kind, 'unknown')}",
+        f"{report.num_parameters / 1e6:,.1f} M parameters in {report.num_tensors} tensors, "
+        f"{report.file_size / 2**30:.2f} GiB",
+        f"quantisation: {report.quantization}" + (f", variant: {report.variant}" if report.variant else ""),
+        "can be used" if report.supported else f"cannot be used: {report.reason}",
+        *report.notes,
+    ]
+    if report.config:
+        lines.append(", ".join(f"{key} {value}" for key, value in report.config.items()))
+    return "\n".join(lines)
 
 
 def describe_handle(handle: Any) -> str:

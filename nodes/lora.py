@@ -13,7 +13,7 @@ from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.errors import FileMissing
 from ..hyvideo_lib.lora import MAX_STRENGTH
 from . import comfy_host
-from .load import DEMO, fingerprint
+from .files import DEMO, fingerprint
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_MODEL, TransformerHandle
 

@@ -216,6 +216,7 @@ class Compile(io.ComfyNode):
                     "scope",
                     options=list(COMPILE_SCOPES),
                     default="blocks",
+                    optional=True,
                     tooltip="blocks: all of a block but attention. pieces: only what lies between its matrix products "
                     "and attention, which fuses less but needs no compiling anew for LoRAs.",
                 ),

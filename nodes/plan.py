@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from comfy_api.latest import io
 
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.geometry import check_frames, check_size
+from ..hyvideo_lib.memory.machine import CARDS, DEFAULT_LINK, Machine
+from ..hyvideo_lib.pipeline.precision import DENSE, MATMULS
 from . import comfy_host
+from .files import TEXT_KINDS, TRANSFORMER_KINDS, VAE_KINDS, list_choices, resolve
 from .latents import MAX_FRAMES, MAX_SIDE
-from .load import AS_STORED, STORAGE, TEXT_KINDS, TRANSFORMER_KINDS, VAE_KINDS, list_choices, resolve
+from .load import AS_STORED, STORAGE
 from .node import CATEGORY, check_inputs, names_its_errors
-
-if TYPE_CHECKING:
-    from ..hyvideo_lib.memory.machine import Machine
 
 RELEASED = "(the released model)"
 THIS_MACHINE = 0.0
+NO_CARD = "(not named)"
 
 
 class Plan(io.ComfyNode):
@@ -64,6 +63,40 @@ class Plan(io.ComfyNode):
                     tooltip="GiB of the card to plan for, such as 8 or 12. 0 is this machine's, with everything that "
                     "ComfyUI could move away counted as free.",
                 ),
+                io.Combo.Input(
+                    "matmul",
+                    options=list(MATMULS),
+                    default=DENSE,
+                    optional=True,
+                    tooltip="How the transformer's blocks multiply, as on Load Transformer.",
+                ),
+                io.Combo.Input(
+                    "card",
+                    options=[NO_CARD, *CARDS],
+                    default=NO_CARD,
+                    optional=True,
+                    tooltip="A card by name, for its memory and its speed: then the least that a step can take is "
+                    "computed too. gpu_memory goes before its memory.",
+                ),
+                io.Float.Input(
+                    "ram",
+                    default=0.0,
+                    min=0.0,
+                    max=4096.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="GiB of RAM that are free for the run. 0 leaves RAM out of account.",
+                ),
+                io.Float.Input(
+                    "link",
+                    default=DEFAULT_LINK / 1e9,
+                    min=1.0,
+                    max=1000.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="GB a second from RAM to the card: about 25 for PCIe 4.0 with 16 lanes, half of it for 3.0 "
+                    "or 8 lanes.",
+                ),
             ],
             outputs=[io.String.Output("report", display_name="report", tooltip="The same text.")],
             hidden=[io.Hidden.unique_id],
@@ -82,14 +115,27 @@ class Plan(io.ComfyNode):
         frames: int = 129,
         cfg_scale: float = 1.0,
         gpu_memory: float = THIS_MACHINE,
+        matmul: str = DENSE,
+        card: str = NO_CARD,
+        ram: float = 0.0,
+        link: float = DEFAULT_LINK / 1e9,
     ) -> bool | str:
-        names = {"transformer": transformer, "vae": vae, "llm": llm, "storage": storage}
+        names = {
+            "transformer": transformer,
+            "vae": vae,
+            "llm": llm,
+            "storage": storage,
+            "matmul": matmul,
+            "card": card,
+        }
         numbers = {
             "width": width,
             "height": height,
             "frames": frames,
             "cfg_scale": cfg_scale,
             "gpu_memory": gpu_memory,
+            "ram": ram,
+            "link": link,
         }
 
         def check() -> None:
@@ -116,6 +162,10 @@ class Plan(io.ComfyNode):
         frames: int = 129,
         cfg_scale: float = 1.0,
         gpu_memory: float = THIS_MACHINE,
+        matmul: str = DENSE,
+        card: str = NO_CARD,
+        ram: float = 0.0,
+        link: float = DEFAULT_LINK / 1e9,
     ) -> io.NodeOutput:
         from ..hyvideo_lib.pipeline import GenerateRequest, Precision
         from ..hyvideo_lib.pipeline.plan import PlannedFiles, describe_plan, plan_run
@@ -126,14 +176,13 @@ class Plan(io.ComfyNode):
             role: None if chosen[role] == RELEASED else resolve(chosen[role], demo_file, *kinds)
             for role, demo_file, kinds, _ in FILES
         }
-        device = torch.device("cuda") if gpu_memory else comfy_host.compute_device()
+        device = torch.device("cuda") if gpu_memory or card != NO_CARD else comfy_host.compute_device()
         request = GenerateRequest(
             "-", width=width, height=height, frames=frames, guidance=GuidanceConfig(cfg_scale=cfg_scale)
         )
         request.check()
-        plan = plan_run(
-            request, PlannedFiles(**files), Precision(storage=STORAGE[storage]), machine(gpu_memory, device), device
-        )
+        precision = Precision(storage=STORAGE[storage], matmul=matmul)
+        plan = plan_run(request, PlannedFiles(**files), precision, machine(device, gpu_memory, card, ram, link), device)
         report = describe_plan(plan)
         comfy_host.show_text(cls.hidden.unique_id, report)
         return io.NodeOutput(report, ui={"text": (report,)})
@@ -156,14 +205,18 @@ def _file_input(role: str, demo_file: object, kinds: tuple[str, ...], words: str
     )
 
 
-def machine(gpu_memory: float, device: torch.device) -> Machine:
-    """The machine to plan for: a card of so many GiB, or this one for 0."""
-    from ..hyvideo_lib.memory.machine import Machine
+def machine(device: torch.device, gpu_memory: float, card: str, ram: float, link: float) -> Machine:
+    """The machine to plan for: a card of so many GiB, or the one that is named, or this one.
+
+    ram: GiB, 0 for an unknown number. link: GB a second.
+    """
     from ..hyvideo_lib.memory.plan import CONTEXT_BYTES
 
-    if gpu_memory:
-        return Machine(max(0, int(gpu_memory * 2**30) - CONTEXT_BYTES))
-    return Machine(comfy_host.room_bytes(device))
+    known = CARDS.get(card)
+    total = int(gpu_memory * 2**30) or (known.memory if known else 0)
+    free = max(0, total - CONTEXT_BYTES) if total else comfy_host.room_bytes(device)
+    speed = known.speed if known else None
+    return Machine(free, int(ram * 2**30) or None, link * 1e9, speed, card if known else "")
 
 
 NODES = (Plan,)

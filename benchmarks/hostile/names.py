@@ -179,9 +179,9 @@ def make_embeds(pack: ModuleType) -> Any:
 
 def doors(pack: ModuleType) -> Mapping[str, Callable[[str], object]]:
     """Every input of a node that becomes a path, as ComfyUI's API reaches it."""
-    load, text, demo = pack.nodes.load, pack.nodes.text, pack.nodes.load.DEMO
+    load, files, text = pack.nodes.load, pack.nodes.files, pack.nodes.text
     embeds = make_embeds(pack)
-    both = {"llm": demo, "clip": demo}
+    both = {"llm": files.DEMO, "clip": files.DEMO}
     return {
         "LoadTransformer.file": lambda name: load.LoadTransformer.execute(name),
         "LoadTransformer.file, checked": lambda name: load.LoadTransformer.validate_inputs(name),
@@ -190,14 +190,14 @@ def doors(pack: ModuleType) -> Mapping[str, Callable[[str], object]]:
         "LoadVAE.file, checked": lambda name: load.LoadVAE.validate_inputs(name),
         "LoadTextEncoders.llm": lambda name: load.LoadTextEncoders.execute(**{**both, "llm": name}),
         "LoadTextEncoders.clip": lambda name: load.LoadTextEncoders.validate_inputs(**{**both, "clip": name}),
-        "LoadTextEncoders.llm_tokenizer": lambda name: load.find_tokenizer(name),
+        "LoadTextEncoders.llm_tokenizer": lambda name: files.find_tokenizer(name),
         "LoadTextEncoders.llm_tokenizer, checked": lambda name: load.LoadTextEncoders.validate_inputs(
             **both, llm_tokenizer=name
         ),
         "LoadTextEncoders, fingerprint": lambda name: load.LoadTextEncoders.fingerprint_inputs(
             **both, clip_tokenizer=name
         ),
-        "ModelInfo.file": lambda name: load.describe_file(name),
+        "ModelInfo.file": lambda name: pack.nodes.info.describe_file(name),
         "LoadLora.file": lambda name: pack.nodes.lora.check_choice(name, ""),
         "LoadLora.file, checked": lambda name: pack.nodes.lora.LoadLora.validate_inputs(name),
         "LoadLora.file, fingerprint": lambda name: pack.nodes.lora.LoadLora.fingerprint_inputs(name),

@@ -127,7 +127,7 @@ def check_convert_verb(path: Path, canary: Path) -> str | None:
 
 def check_nodes(pack: ModuleType, model_folder: Path, case: HostilePickle, canary: Path) -> str | None:
     """A file in every model folder: not offered under a pickle's name, and refused under any other."""
-    demo = pack.nodes.load.DEMO
+    demo = pack.nodes.files.DEMO
     for node_name, (module, kind, widget) in LOADERS.items():
         path = model_folder / kind / case.name
         path.parent.mkdir(parents=True, exist_ok=True)

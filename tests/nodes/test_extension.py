@@ -33,7 +33,7 @@ FORMS = {
     "HyvRope": ("time_scale height_scale width_scale extrapolate", "", "rope"),
     "HyvGuidance": ("cfg_scale start end rescale batched", "", "guidance_options"),
     "HyvBlockSwap": ("double_blocks single_blocks prefetch", "", "block_swap"),
-    "HyvCompile": ("backend mode dynamic scope", "", "compile"),
+    "HyvCompile": ("backend mode dynamic", "scope", "compile"),
     "HyvCache": ("method threshold start end max_skips residuals", "ratios", "cache"),
     "HyvLoRA": ("model file strength blocks", "", "with_lora report"),
     "HyvSampler": (
@@ -43,7 +43,11 @@ FORMS = {
     ),
     "HyvDecode": ("vae latents tiles tile_size tile_frames", "shared_norms", "frames"),
     "HyvModelInfo": ("file", "handle", "report"),
-    "HyvPlan": ("transformer vae llm storage width height frames cfg_scale gpu_memory", "", "report"),
+    "HyvPlan": (
+        "transformer vae llm storage width height frames cfg_scale gpu_memory",
+        "matmul card ram link",
+        "report",
+    ),
 }
 """Required inputs, optional inputs and outputs of every node, in order. Saved workflows hold widgets by place and API
 clients must send all required ones: nothing here is renamed, moved or taken away, and a new input goes to the end of

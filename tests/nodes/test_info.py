@@ -60,7 +60,7 @@ def test_files_of_every_folder_that_is_offered_are_found(info, folder):
 
 
 def test_a_file_and_a_handle_are_both_described(info, vae, pack):
-    report = run(info.ModelInfo, file=pack.nodes.load.DEMO, handle=vae)[0]
+    report = run(info.ModelInfo, file=pack.nodes.files.DEMO, handle=vae)[0]
     assert report.index("transformer.safetensors") < report.index("HYV_VAE(")
 
 

@@ -18,6 +18,11 @@ def load(pack):
 
 
 @pytest.fixture
+def files(pack):
+    return pack.nodes.files
+
+
+@pytest.fixture
 def assets(pack):
     return pack.hyvideo_lib.demo.assets
 
@@ -51,26 +56,26 @@ def every_loader(load):
 # What is offered
 
 
-def test_the_demo_is_offered_on_an_empty_computer_and_is_the_default(load):
+def test_the_demo_is_offered_on_an_empty_computer_and_is_the_default(load, files):
     for node, names in every_loader(load).items():
         entries = {entry.id: entry for entry in node.define_schema().inputs}
-        assert all(entries[name].options == [load.DEMO] for name in names)
+        assert all(entries[name].options == [files.DEMO] for name in names)
         assert validate(node) is True
 
 
-def test_files_of_the_right_folders_are_offered_and_pickles_never(load, models):
+def test_files_of_the_right_folders_are_offered_and_pickles_never(load, files, models):
     for name in ("x.pt", "x.ckpt", "x.bin", "x.SAFETENSORS"):
         (models("models/vae/inner") / name).touch()
-    assert load.list_choices("vae") == ["b.safetensors", "inner/x.SAFETENSORS", load.DEMO]
-    assert load.list_choices("text_encoders", "clip", "LLM") == ["c.safetensors", "d.safetensors", load.DEMO]
+    assert files.list_choices("vae") == ["b.safetensors", "inner/x.SAFETENSORS", files.DEMO]
+    assert files.list_choices("text_encoders", "clip", "LLM") == ["c.safetensors", "d.safetensors", files.DEMO]
 
 
-def test_the_folder_of_older_packs_is_looked_into_known_or_not(load, folder, assets):
+def test_the_folder_of_older_packs_is_looked_into_known_or_not(load, files, folder, assets):
     (folder("models/LLM") / "l.safetensors").symlink_to(assets.LLM)
-    assert load.list_choices(*load.TEXT_KINDS) == ["l.safetensors", load.DEMO]
+    assert files.list_choices(*files.TEXT_KINDS) == ["l.safetensors", files.DEMO]
     assert validate(load.LoadTextEncoders, llm="l.safetensors") is True
     sys.modules["folder_paths"].add_model_folder_path("LLM", str(folder("models/LLM")))
-    assert load.list_choices(*load.TEXT_KINDS) == ["l.safetensors", load.DEMO]
+    assert files.list_choices(*files.TEXT_KINDS) == ["l.safetensors", files.DEMO]
     assert validate(load.LoadTextEncoders, llm="l.safetensors") is True
 
 
@@ -148,14 +153,14 @@ def test_a_variant_that_is_named_decides_where_tensors_cannot_tell(load):
 # Tokenizers
 
 
-def test_a_tokenizer_is_a_file_or_a_folder_beside_the_encoders(load, folder, assets):
+def test_a_tokenizer_is_a_file_or_a_folder_beside_the_encoders(load, files, folder, assets):
     tokenizer = assets.LLM.with_suffix(".tokenizer.json")
     (folder("models/text_encoders/llama") / "tokenizer.json").symlink_to(tokenizer)
     (folder("models/clip") / "mine.json").symlink_to(tokenizer)
-    for name in ("llama", "llama/tokenizer.json", "mine.json", " mine.json ", "", load.FOUND):
+    for name in ("llama", "llama/tokenizer.json", "mine.json", " mine.json ", "", files.FOUND):
         assert validate(load.LoadTextEncoders, llm_tokenizer=name) is True, name
-    assert load.find_tokenizer("llama").name == "llama"
-    assert load.find_tokenizer("") is None
+    assert files.find_tokenizer("llama").name == "llama"
+    assert files.find_tokenizer("") is None
 
 
 @pytest.mark.parametrize("name", ["nothing.json", "../vae", "/etc/passwd", "llm\0", "text_encoders"])

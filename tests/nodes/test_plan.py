@@ -33,7 +33,7 @@ def test_a_larger_card_keeps_more_blocks(plan):
 
 
 def test_the_demos_files_fit_anywhere(plan, pack):
-    demo = pack.nodes.load.DEMO
+    demo = pack.nodes.files.DEMO
     report = run(plan.Plan, transformer=demo, vae=demo, llm=demo, **SMALL, gpu_memory=2.0)[0]
     assert "does not fit" not in report
     assert "blocks in RAM" not in report
@@ -51,6 +51,24 @@ def test_8_bit_storage_halves_the_weights(plan):
     assert weights(storage="float8_e4m3fn") == pytest.approx(weights() / 2, rel=0.05)
 
 
+def test_a_named_card_gives_its_memory_and_the_least_time_of_a_step(plan):
+    report = run(plan.Plan, **SMALL, card="rtx4090")[0]
+    assert "a step" in report
+    assert "computed" in report
+    assert "a step" not in run(plan.Plan, **SMALL, gpu_memory=24.0)[0]
+    small = run(plan.Plan, **SMALL, card="rtx4090", gpu_memory=8.0)[0]
+    assert "blocks in RAM" in small
+    assert "blocks in RAM" not in run(plan.Plan, **SMALL, card="h100")[0]
+
+
+def test_products_ram_and_link_are_the_plans_too(plan):
+    tight = {**SMALL, "gpu_memory": 8.0}
+    assert run(plan.Plan, **tight, matmul="int8")[0] != run(plan.Plan, **tight)[0]
+    assert "RAM" in run(plan.Plan, **tight, ram=4.0)[0]
+    slow, fast = (run(plan.Plan, **SMALL, card="rtx4090", gpu_memory=8.0, link=link)[0] for link in (2.0, 50.0))
+    assert slow != fast
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -59,6 +77,9 @@ def test_8_bit_storage_halves_the_weights(plan):
         ({"transformer": "nonsense"}, "must be one of"),
         ({"gpu_memory": -1.0}, "at least 0"),
         ({"cfg_scale": 0.5}, "at least 1"),
+        ({"card": "voodoo2"}, "must be one of"),
+        ({"matmul": "fp4"}, "must be one of"),
+        ({"link": 0.0}, "at least 1"),
     ],
 )
 def test_bad_inputs_are_refused_before_the_run(plan, inputs, words):
