@@ -7,6 +7,7 @@ import io
 import json
 import random
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -124,6 +125,19 @@ def test_products_in_8_bits_draw_what_the_prompt_says(server, client, tmp_path, 
     outcome = client.run(demo_prompt(**changes))
     assert outcome.status == "success", outcome.error
     assert judged(server, outcome, tmp_path).matches(*RED_CIRCLE)
+
+
+@pytest.mark.parametrize("changes", [{}, {"scope": "pieces"}], ids=["blocks", "pieces"])
+def test_compiled_blocks_draw_what_the_prompt_says(server, client, tmp_path, changes):
+    """Where no `scope` is sent, as by an older client, blocks are compiled; here with products in 8 bits and a LoRA."""
+    prompt = demo_prompt(sampler__model=["lora", 0], model__matmul="int8", model__compile=["compile", 0])
+    prompt["compile"] = node("HyvCompile", backend="inductor", mode="default", dynamic=True, **changes)
+    prompt["lora"] = node("HyvLoRA", model=["model", 0], file="hyvideo-demo", strength=1.0, blocks="all")
+    outcome = client.run(prompt)
+    assert outcome.status == "success", outcome.error
+    assert judged(server, outcome, tmp_path).matches(*RED_CIRCLE)
+    if shutil.which("g++") or shutil.which("clang++"):
+        assert "run uncompiled" not in server.log
 
 
 def test_progress_texts_and_previews_arrive(server, client):
