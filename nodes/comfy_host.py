@@ -364,14 +364,17 @@ def describe_progress(title: str, done: int, total: int, seconds: float) -> str:
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Text on the node, for the client whose run this is; nothing where there is no server or no page."""
+    """Text on the node, for the client whose run this is; nothing where there is no server or no page.
+
+    Its lines end in two blanks: the page's Nodes 2.0 takes the text for Markdown, which runs lines together.
+    """
     if node_id is None:
         return
     from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and server.client_id is not None:
-        server.send_progress_text(text, node_id, server.client_id)
+        server.send_progress_text(text.replace("\n", "  \n"), node_id, server.client_id)
 
 
 def _find_previewer(device: torch.device) -> Any:

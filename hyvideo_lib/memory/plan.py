@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .block_swap import BlockSwap, choose_blocks, fit_resident, slot_bytes
+from .copy_engine import PINNED_SHARE
 from .simulate import StreamCost, simulate
 
 RESERVE_BYTES = 256 * 2**20
@@ -53,7 +54,10 @@ class Placement:
 @dataclass(frozen=True)
 class StagePlan:
     """A stage as it would run. Bytes at most on the device (None: it computes in RAM) and in RAM, mapped files
-    included; whether that fits; the way that was chosen; of the blocks how many stay in RAM."""
+    included; whether that fits; the way that was chosen; of the blocks how many stay in RAM.
+
+    ram_short: bytes that RAM has too few, where a device computes. It runs then, but reads files again and again.
+    """
 
     name: str
     device_bytes: int | None
@@ -63,6 +67,7 @@ class StagePlan:
     fits: bool
     swapped: tuple[int, ...] = ()
     resident: int = 0
+    ram_short: int = 0
 
 
 def with_reserve(num_bytes: int) -> int:
@@ -90,15 +95,28 @@ def plan_stage(
     for way in ways:
         placed = place(weights, way.work, free, swap)
         device_bytes = None if free is None else placed.resident + way.work
-        pinned = sum(weights.blocks[i] for i in placed.swapped)
+        pinned = pinned_bytes([weights.blocks[i] for i in placed.swapped], ram)
         in_ram = PROCESS_BYTES + weights.num_bytes + (way.work if free is None else pinned)
         fits = device_bytes is None or placed.resident + with_reserve(way.work) <= (free or 0)
         if ram is not None and free is None:
             fits = fits and in_ram <= ram
-        plan = StagePlan(name, device_bytes, in_ram, weights, way, fits, placed.swapped, placed.resident)
+        short = 0 if ram is None or free is None else max(0, in_ram - ram)
+        plan = StagePlan(name, device_bytes, in_ram, weights, way, fits, placed.swapped, placed.resident, short)
         if fits:
             break
     return plan
+
+
+def pinned_bytes(blocks: Sequence[int], ram: int | None) -> int:
+    """What `pin_blocks` copies of blocks of these sizes, in order; of all where the free RAM is unknown."""
+    if ram is None:
+        return sum(blocks)
+    budget, total = int(PINNED_SHARE * ram), 0
+    for size in blocks:
+        if total + size > budget:
+            break
+        total += size
+    return total
 
 
 def step_cost(

@@ -196,6 +196,7 @@ def _stage_dict(stage: StagePlan) -> dict[str, Any]:
         "fits": stage.fits,
         "gpu_peak_bytes": stage.device_bytes,
         "ram_peak_bytes": stage.ram_bytes,
+        "ram_short_bytes": stage.ram_short,
         "weights_bytes": stage.weights.num_bytes,
         "resident_bytes": stage.resident,
         "working_bytes": stage.way.work,
@@ -249,4 +250,9 @@ def _facts(stage: StagePlan) -> list[str]:
         )
     elif stage.swapped:
         facts.append(f"{len(stage.swapped)} of {len(stage.weights.blocks)} layers in RAM, which happens by itself")
+    if stage.ram_short:
+        facts.append(
+            f"{gib(stage.ram_short)} more RAM than is free: files are read from the disk again and again, which is "
+            "slow. Files in 8 bits take half"
+        )
     return facts

@@ -51,10 +51,15 @@ def folder(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def texts() -> Callable[[], list[str]]:
-    """Opens a page; then says what was written on the nodes so far."""
+    """Opens a page; then says what was written on the nodes so far. Its lines must stay lines in Markdown too."""
     server = sys.modules["server"].PromptServer(None)
     server.client_id = "page"
-    return lambda: [text for _, text, _ in server.texts]
+
+    def written() -> list[str]:
+        assert all(line.endswith("  ") for _, text, _ in server.texts for line in text.split("\n")[:-1])
+        return [text.replace("  \n", "\n") for _, text, _ in server.texts]
+
+    return written
 
 
 class Bars:
