@@ -20,6 +20,7 @@ from hyvideo_lib.pipeline import SampleRun
 from hyvideo_lib.sampling import SOLVERS, GuidanceConfig, make_sigmas
 from hyvideo_lib.text import TextEmbeds
 from hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer
+from hyvideo_lib.transformer.ops import Dense
 
 STEPS = 8
 SIGMAS = make_sigmas(STEPS, 3.0)
@@ -27,6 +28,17 @@ START = torch.zeros(1, 4, 3, 4, 6)
 CURVE = MagCurve(tuple(SIGMAS[:-1].tolist()), (1.01,) * (STEPS - 1))
 FREE = {"teacache": 0.5, "first_block": 10.0, "easycache": 1.0, "magcache": 0.1}
 """Thresholds that skip some of the steps here."""
+
+
+class Noting(Dense):
+    """Multiplies as it is defined, and notes what it multiplies."""
+
+    def __init__(self, seen: list[torch.Tensor]) -> None:
+        self._seen = seen
+
+    def multiply(self, x: torch.Tensor, ready: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        self._seen.append(x)
+        return super().multiply(x, ready, bias)
 
 
 class Counting(HunyuanVideoTransformer):
@@ -125,7 +137,7 @@ def test_a_run_skips_the_steps_that_the_formula_says(model):
 
 def test_the_modulated_input_is_what_the_first_block_computes_with(model):
     seen = []
-    model.double_blocks[0].img_attn_qkv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.double_blocks[0].img_attn_qkv.product = Noting(seen)
     sample(make_run(model, config("teacache", 0.0)))
     assert len(seen) == len(model.inputs) == STEPS
     assert all(torch.equal(a, b) for a, b in zip(seen, model.inputs, strict=True))
@@ -267,14 +279,15 @@ def test_a_clean_first_frame_is_modulated_by_itself(model, method):
     inputs = tiny.transformer_inputs()
     plain = model(**inputs, clean_first_frame=True)
     seen = []
-    handle = model.double_blocks[0].img_attn_qkv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    layer = model.double_blocks[0].img_attn_qkv
+    layer.product = Noting(seen)
     cache = config(method).begin_run(SIGMAS.tolist(), (48, 2, 2), 1024)
     model.inputs.clear()
     cache.begin(1.0, ("positive",))
     assert torch.equal(model(**inputs, clean_first_frame=True, cache=cache), plain)
     if method == "teacache":
         assert torch.equal(model.inputs[0], torch.cat(seen, dim=1))
-    handle.remove()
+    del layer.product
     level = SIGMAS.tolist()[3]
     cache.begin(level, ("positive",))
     again = model(**inputs, clean_first_frame=True, cache=cache)  # the same inputs: nothing moved
