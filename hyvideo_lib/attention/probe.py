@@ -14,7 +14,8 @@ MIN_COSINE = 0.999
 """Between a backend's result and PyTorch's. Kernels in 8 bits reach it; a wrong scale, mask or order does not."""
 MAX_STRETCH = 0.05
 """How much longer or shorter the result may be, which the cosine does not see. Kernels that count the padding of their
-last block as tokens shorten it: SageAttention 1.0.6 by 14 % at 100 tokens (measured), by 0.1 % at most at 100,000 (computed)."""
+last block as tokens shorten it: SageAttention 1.0.6 by 14 % at 100 tokens (measured), by 0.1 % at most at 100,000
+(computed)."""
 HEADS, TRIED_TOKENS = 2, 31 * 64 + 1
 """Of the problem that is tried, where none is given: nearly all of a kernel's last block is padding."""
 
