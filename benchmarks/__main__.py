@@ -14,13 +14,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
-from benchmarks import caches, demo, lean, load, pieces, plan, products, swap, transformer, vae
+from benchmarks import adapters, caches, demo, lean, load, pieces, plan, products, swap, transformer, vae
 from benchmarks.rows import Options, Report
 
 BENCHMARKS = {
     "transformer": transformer.run,
     "lean": lean.run,
     "products": products.run,
+    "adapters": adapters.run,
     "pieces": pieces.run,
     "vae": vae.run,
     "load": load.run,

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import attention, caps, compiled, decode, products, step, swapped, text
+from benchmarks.gpu import adapters, attention, caps, compiled, decode, products, step, swapped, text
 from benchmarks.rows import Options, Report
 
 TABLES = {
     "attention": attention.run,
     "products": products.run,
+    "adapters": adapters.run,
     "compiled": compiled.run,
     "step": step.run,
     "swap": swapped.run,

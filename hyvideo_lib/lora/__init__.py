@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from ..lazy import names_from
 
 if TYPE_CHECKING:
-    from .attaching import LoraUse, attach, lora_bytes
+    from .attaching import LoraUse, attach, lora_bytes, lora_costs
     from .blocks import ALL_BLOCKS, BlockChoice, parse_blocks
+    from .cost import Cost
     from .coverage import Coverage
     from .read import Lora, check_names, read_lora
     from .strength import MAX_STRENGTH, check_strength
@@ -16,8 +17,9 @@ else:
     __getattr__ = names_from(
         __name__,
         {
-            "attaching": "LoraUse attach lora_bytes",
+            "attaching": "LoraUse attach lora_bytes lora_costs",
             "blocks": "ALL_BLOCKS BlockChoice parse_blocks",
+            "cost": "Cost",
             "coverage": "Coverage",
             "read": "Lora check_names read_lora",
             "strength": "MAX_STRENGTH check_strength",
@@ -31,6 +33,7 @@ __all__ = [
     "FAMILIES",
     "MAX_STRENGTH",
     "BlockChoice",
+    "Cost",
     "Coverage",
     "Lora",
     "LoraUse",
@@ -39,6 +42,7 @@ __all__ = [
     "check_names",
     "check_strength",
     "lora_bytes",
+    "lora_costs",
     "parse_blocks",
     "read_lora",
     "write_lora",

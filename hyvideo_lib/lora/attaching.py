@@ -1,7 +1,8 @@
-"""LoRAs on a transformer for the length of a run: added to what layers put out, never to their stored weights.
+"""LoRAs on a transformer for the length of a run: added where layers compute, never to their stored weights.
 
-W x + s B (A x) is computed instead of (W + s B A) x, so it is the same for weights of every storage, wherever they
-rest, and what is taken away again leaves no trace.
+Many tokens are multiplied with (W + s B A), made when the block's weights are on the device, in the dtype of its tokens
+and for as long as it computes. For few tokens, and beside products in 8 bits, W x + s B (A x) takes less. Either is the
+same for weights of every storage, wherever they rest, and what is taken away again leaves no trace.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ..errors import InvalidSetting
 from ..transformer import HunyuanVideoTransformer
 from ..transformer.ops import Adapter, Conv3d, Linear
 from .blocks import ALL_BLOCKS, BlockChoice
-from .names import layer_sizes
+from .cost import Cost, cost_of
+from .names import LayerSize, adaptable_layers, layer_sizes
 from .read import Lora
 from .strength import check_strength
 from .update import Weighted, joined_diffs, joined_factors
@@ -49,9 +51,9 @@ class LinearAdapter:
     The matrices stay where and as what they were placed last, as long as the adapter lives.
     """
 
-    def __init__(self, layer: nn.Module, out_features: int, updates: Sequence[Weighted]) -> None:
-        self._layer = layer
-        self._out_features = out_features
+    def __init__(self, size: LayerSize, updates: Sequence[Weighted]) -> None:
+        self._cost = cost_of(size, updates)
+        self._out_features = size.out_features
         self._updates = updates
         self._placed: tuple[torch.device, torch.dtype] | None = None
         self._factors: tuple[Tensor, Tensor] | None = None
@@ -68,6 +70,22 @@ class LinearAdapter:
         if bias is not None:
             terms.append(self._spread(bias[rows]))
         return sum(terms[1:], terms[0])
+
+    def merged(
+        self, weight: Tensor, bias: Tensor | None, rows: slice, tokens: int, is_copy: bool
+    ) -> tuple[Tensor, Tensor | None] | None:
+        if not self._cost.merging_pays(tokens):
+            return None
+        if self._factors:
+            down, up = self._factors
+            weight = weight.addmm_(up[rows], down) if is_copy else weight.addmm(up[rows], down)
+            is_copy = True
+        more, more_bias = self._diffs
+        if more is not None:
+            weight = weight.add_(more[rows]) if is_copy else weight + more[rows]
+        if more_bias is not None:
+            bias = more_bias[rows] if bias is None else bias + more_bias[rows]
+        return weight, bias
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         if self._placed != (device, dtype):
@@ -96,7 +114,9 @@ class LinearAdapter:
 class Conv3dAdapter(LinearAdapter):
     """The same for a convolution, whose weight counts as a matrix over its patches."""
 
-    _layer: nn.Conv3d
+    def __init__(self, layer: nn.Conv3d, size: LayerSize, updates: Sequence[Weighted]) -> None:
+        super().__init__(size, updates)
+        self._layer = layer
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         layer = self._layer
@@ -124,14 +144,13 @@ def collect_updates(loras: Sequence[LoraUse]) -> dict[str, list[Weighted]]:
 
 def lora_bytes(loras: Sequence[LoraUse], item_size: int) -> int:
     """Bytes that LoRAs take on the device during a run, in a compute dtype of `item_size` bytes."""
-    numbers = 0
-    for name, parts in collect_updates(loras).items():
-        size = layer_sizes(loras[0].lora.config)[name]
-        rank = sum(part.low_rank.rank for part, _ in parts if part.low_rank)
-        numbers += rank * (size.in_features + size.out_features)
-        numbers += size.out_features * size.in_features * any(part.diff is not None for part, _ in parts)
-        numbers += size.out_features * any(part.bias_diff is not None for part, _ in parts)
-    return numbers * item_size
+    return item_size * sum(cost.numbers for cost in lora_costs(loras).values())
+
+
+def lora_costs(loras: Sequence[LoraUse]) -> dict[str, Cost]:
+    """What they take in each layer that is changed, by its path."""
+    sizes = layer_sizes(loras[0].lora.config) if loras else {}
+    return {name: cost_of(sizes[name], parts) for name, parts in collect_updates(loras).items()}
 
 
 @contextmanager
@@ -163,12 +182,13 @@ def attach(model: HunyuanVideoTransformer, loras: Sequence[LoraUse]) -> Iterator
 def make_adapters(model: nn.Module, updates: Mapping[str, Sequence[Weighted]]) -> dict[str, LinearAdapter]:
     """An adapter for each layer that is changed, by its path."""
     adapters: dict[str, LinearAdapter] = {}
+    sizes = adaptable_layers(model)
     for name, parts in updates.items():
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Conv3d):
-            adapters[name] = Conv3dAdapter(layer, layer.out_channels, parts)
-        elif isinstance(layer, nn.Linear):
-            adapters[name] = LinearAdapter(layer, layer.out_features, parts)
+            adapters[name] = Conv3dAdapter(layer, sizes[name], parts)
+        elif name in sizes:
+            adapters[name] = LinearAdapter(sizes[name], parts)
         else:
             raise TypeError(f"{name} is a {type(layer).__name__}, which cannot have a LoRA.")
     return adapters

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..lora import lora_bytes
+from ..lora import lora_bytes, lora_costs
 from ..memory import BlockSwap, Offloader
 from ..memory.estimate import lean_steps, text_bytes
 from ..memory.machine import Machine, gib
@@ -17,6 +17,7 @@ from ..memory.plan import StagePlan, Way, Weights, block_flops, plan_stage, step
 from ..memory.simulate import StreamCost
 from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import Tiles
+from .copies import copied_bytes
 from .dry_run import decode_work, transformer_work
 from .ladder import describe_lean
 from .loras import load_loras
@@ -139,7 +140,12 @@ def _sample_ways(request: GenerateRequest, model: HunyuanVideoTransformer, offlo
 def _extra_bytes(request: GenerateRequest, model: HunyuanVideoTransformer) -> int:
     """What LoRAs and a step cache take on the device."""
     config, item_size = model.config, model.compute_dtype.itemsize
-    extra = lora_bytes(load_loras(request.loras, config), item_size) if request.loras else 0
+    extra = 0
+    if request.loras:
+        loras, tokens = load_loras(request.loras, config), _image_tokens(request, model) + TEXT_TOKENS
+        extra += lora_bytes(loras, item_size)
+        # What is copied without LoRAs is in the work already.
+        extra += copied_bytes(model, lora_costs(loras), tokens) - copied_bytes(model, {}, tokens)
     if request.cache is not None:
         sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
         request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for

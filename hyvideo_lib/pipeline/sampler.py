@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,16 +12,14 @@ from ..attention import PLAIN, Attention, Problem, choose_attention
 from ..caches import CacheConfig, StepCache
 from ..geometry import SPATIAL_COMPRESSION, align_up
 from ..host import Host
-from ..lora import LoraUse, attach, lora_bytes
+from ..lora import LoraUse, attach, lora_bytes, lora_costs
 from ..memory import BlockSwap, Offloader
 from ..memory.estimate import choose_lean, transformer_bytes
 from ..memory.memo import KEPT
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
 from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
-from ..transformer.blocks import DoubleBlock, SingleBlock
-from ..transformer.lean import ready_together
-from ..transformer.ops import DENSE, Linear
+from .copies import copied_bytes
 from .ladder import Ladder
 
 
@@ -180,17 +177,8 @@ class SampleRun:
         branches = 2 if self.guidance.uses_cfg else 1
         image = self._image_tokens(latent_shape)
         kept = self.cache.device_bytes(self.config.hidden_size, image, item_size, branches) if self.cache else 0
-        return kept + lora_bytes(self.loras, item_size) + self._memo_bytes() + self._cast_bytes(item_size)
-
-    def _cast_bytes(self, item_size: int) -> int:
-        """The most weights that are cast at one time, which are copies for as long as they are used."""
-        dtype = self.model.compute_dtype
-        numbers = (
-            sum(layer.in_features * rows for layer, rows in together if _rests_otherwise(layer, dtype))
-            for block in self.model.blocks
-            for together in ready_together(cast(DoubleBlock | SingleBlock, block))
-        )
-        return max(numbers, default=0) * item_size
+        copied = copied_bytes(self.model, lora_costs(self.loras), self._tokens(latent_shape))
+        return kept + lora_bytes(self.loras, item_size) + self._memo_bytes() + copied
 
     def _memo_bytes(self) -> int:
         if self.source is None:
@@ -283,9 +271,3 @@ class SampleRun:
         for sigma in sigmas:
             velocity_fn(latents, sigma)
         return listener.vecs
-
-
-def _rests_otherwise(layer: Linear, dtype: torch.dtype) -> bool:
-    """Whether the layer's weight is multiplied as something else than it rests as: cast, joined or rounded."""
-    weight = getattr(layer, "weight", None)
-    return weight is None or weight.dtype != dtype or layer.product is not DENSE

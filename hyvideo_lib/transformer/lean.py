@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -21,7 +22,7 @@ from .blocks import MLP, DoubleBlock, RMSNorm, SingleBlock
 from .chunks import AS_THEY_ARE, Chunks
 from .lean_config import LeanConfig
 from .modulation import Condition, Mods, Spans, clip_spans, modulate
-from .ops import Linear
+from .ops import Linear, ReadyLinear
 from .rope import RotationTables
 
 
@@ -65,9 +66,19 @@ class Joint:
             self._rows = [slice(0, 3 * num_heads * self._width)]  # one product instead of three
         self.q, self.k, self.v = (like.new_empty(batch, self._count, length, self._width) for _ in range(3))
 
-    def fill(self, stream: Stream, form: Form) -> None:
-        """Make and store the stream's tokens. What its weights are multiplied as is made once for all chunks."""
-        linears = [stream.linear.ready(stream.x, rows) for rows in self._rows]
+    def fill(self, streams: Sequence[Stream], form: Form) -> None:
+        """Make and store the tokens of streams.
+
+        What weights are multiplied as is made once for all chunks, and once for streams that share them.
+        """
+        for _, sharing in groupby(streams, lambda stream: id(stream.linear)):
+            linears: list[ReadyLinear] = []
+            for stream in sharing:
+                linears = linears or [stream.linear.ready(stream.x, rows) for rows in self._rows]
+                self._fill(stream, linears, form)
+            del linears  # before the other stream's are made
+
+    def _fill(self, stream: Stream, linears: Sequence[ReadyLinear], form: Form) -> None:
         gains = stream.q_norm.weight, stream.k_norm.weight
         for low, high, mods in pieces(stream.x, stream.spans, form.config):
             rotation = None if stream.turn is None else torch.view_as_real(stream.turn.rows(low, high))
@@ -91,8 +102,7 @@ def attend_streams(streams: Sequence[Stream], num_heads: int, lengths: Sequence[
         out = like.new_empty(len(like), length, num_heads, like.shape[-1] // num_heads)
     for first, last in groups:
         joint = Joint(like, length, num_heads, first, last)
-        for stream in streams:
-            joint.fill(stream, form)
+        joint.fill(streams, form)
         if len(groups) == 1:
             out = joint.attend(lengths, form.attend_fn)
         else:

@@ -31,6 +31,14 @@ class Adapter(Protocol):
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Have what it multiplies with ready for tokens there and of that dtype. Called before tokens are."""
 
+    def merged(
+        self, weight: Tensor, bias: Tensor | None, rows: slice, tokens: int, is_copy: bool
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the wanted rows with the term in them; the weight is overwritten if it is a copy.
+
+        None where the term itself takes less time: so many tokens of each item are multiplied with what this returns.
+        """
+
     def __call__(self, x: Tensor, rows: slice) -> Tensor: ...
 
 
@@ -73,15 +81,15 @@ class ReadyLinear:
     def __call__(self, x: Tensor) -> Tensor:
         y = self.product.multiply(x, self.weight, self.bias)
         for adapter in self.adapters:
-            y = y + adapter(x, self.rows)
+            y += adapter(x, self.rows)
         return y
 
 
 class Linear(nn.Linear):
     """nn.Linear whose weight is cast on use. `rows` computes only those output features.
 
-    product: how it is multiplied. adapters: their terms are added to the output in order; the weight itself is never
-    changed.
+    product: how it is multiplied. adapters: their terms are added to the output in order, or to a copy of the weight in
+    the dtype of many tokens; the weight itself is never changed.
     """
 
     product: Product = DENSE
@@ -92,11 +100,28 @@ class Linear(nn.Linear):
         return self.weight[rows].to(dtype)
 
     def ready(self, like: Tensor, rows: slice = slice(None)) -> ReadyLinear:
-        """What computes these output features of tokens of the dtype, and on the device, of `like`."""
+        """What computes these output features of all of `like`, [..., tokens, in], at once or in parts.
+
+        A weight in 8 bits is multiplied as it is, adapters beside it: to round it again would cost what they add.
+        """
+        weight = self.product.ready(self, like.dtype, rows)
+        bias: Tensor | None = None if self.bias is None else self.bias[rows].to(like.dtype)
+        beside: list[Adapter] = []
+        is_copy = isinstance(weight, Tensor) and not self._rests_in(weight)
         for adapter in self.adapters:
             adapter.place(like.device, like.dtype)
-        bias = None if self.bias is None else self.bias[rows].to(like.dtype)
-        return ReadyLinear(self.product, self.product.ready(self, like.dtype, rows), bias, self.adapters, rows)
+            tokens = like.shape[-2] if like.ndim > 1 else 1
+            merged = adapter.merged(weight, bias, rows, tokens, is_copy) if isinstance(weight, Tensor) else None
+            if merged is None:
+                beside.append(adapter)
+            else:
+                (weight, bias), is_copy = merged, True
+        return ReadyLinear(self.product, weight, bias, tuple(beside), rows)
+
+    def _rests_in(self, tensor: Tensor) -> bool:
+        """Whether what the layer holds lies in the same memory, all or in part."""
+        memory = tensor.untyped_storage()._cdata
+        return any(own.untyped_storage()._cdata == memory for own in (*self.parameters(), *self.buffers()))
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         return self.ready(x, rows)(x)

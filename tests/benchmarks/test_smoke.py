@@ -73,6 +73,14 @@ def test_products_in_8_bits_are_compared_with_dense_ones(capsys: pytest.CaptureF
     assert all(row["peer"] == "dense" and 0 < row["output_difference"] < 0.1 for row in ratios)
 
 
+def test_merged_loras_are_compared_with_loras_beside_and_with_none(capsys: pytest.CaptureFixture[str]) -> None:
+    ratios = [row for row in run("adapters", "--dtype", "float32", capsys=capsys) if row["side"] == "ratio"]
+    assert len(ratios) == 2 * 2 * 2
+    for row in ratios:
+        changed = row["output_difference"]
+        assert changed < 1e-5 if row["peer"] == "beside" else 1e-3 < changed < 0.2
+
+
 def test_the_planners_predictions_are_close_to_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     rows = run("plan", "--dtype", "float32", capsys=capsys)
     assert {row["case"].partition(",")[0] for row in rows} == {"transformer", "VAE", "text encoder"}

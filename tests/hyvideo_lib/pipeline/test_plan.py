@@ -11,11 +11,12 @@ from hyvideo_lib.caches import CacheConfig
 from hyvideo_lib.checkpoint import load_text_encoder, load_transformer, load_vae
 from hyvideo_lib.cli import main
 from hyvideo_lib.demo import assets
-from hyvideo_lib.lora import lora_bytes
+from hyvideo_lib.lora import lora_bytes, lora_costs
 from hyvideo_lib.memory import module_bytes
 from hyvideo_lib.memory.dry_run import AllocationCounter
 from hyvideo_lib.memory.machine import Machine
 from hyvideo_lib.pipeline import GenerateRequest, LoraChoice, Precision, offload_transformer
+from hyvideo_lib.pipeline.copies import copied_bytes
 from hyvideo_lib.pipeline.dry_run import decode_work, encode_work, transformer_work
 from hyvideo_lib.pipeline.loras import load_loras
 from hyvideo_lib.pipeline.plan import PlannedFiles, describe_plan, plan_run
@@ -104,6 +105,24 @@ def test_loras_and_a_step_cache_are_counted_as_a_run_counts_them():
     wanted = cache.device_bytes(config.hidden_size, tokens, bfloat16, 1)
     assert wanted > 0
     assert work(replace(REQUEST, cache=cache)) - work(REQUEST) == wanted
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float8_e4m3fn"])
+def test_copies_that_loras_ask_for_are_counted(storage):
+    """In a long video they are merged into copies of the weights, which fp8 has anyway."""
+    precision = Precision(storage=storage)
+
+    def extra(request: GenerateRequest) -> int:
+        both = request, replace(request, loras=choices)
+        without, with_loras = (plan_run(each, DEMO, precision, Machine(2**40), CUDA) for each in both)
+        return with_loras.stages[1].way.work - without.stages[1].way.work
+
+    model, choices = sketch_transformer(assets.TRANSFORMER, precision, CUDA), (LoraChoice(assets.LORAS["kohya"]),)
+    loras = load_loras(choices, model.config)
+    matrices, copies = lora_bytes(loras, 2), copied_bytes(model, lora_costs(loras), 10**6)
+    assert extra(REQUEST) == matrices
+    assert copies > 0
+    assert extra(replace(REQUEST, width=256, height=256)) == matrices + (copies if storage == "bfloat16" else 0)
 
 
 def test_the_command_line_takes_loras_and_a_step_cache(capsys):

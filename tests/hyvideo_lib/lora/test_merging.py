@@ -1,0 +1,267 @@
+"""LoRAs in a copy of the weight, for many tokens, and beside it, for few: one result, and the weight stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TRANSFORMER, relative_error, tiny_transformer, transformer_inputs
+from tiny_lora import make_layers
+from torch import Tensor
+
+from hyvideo_lib.checkpoint.joined import JoinedLinear
+from hyvideo_lib.lora import LoraUse, LowRank, attach, lora_costs, read_lora
+from hyvideo_lib.lora.attaching import LinearAdapter
+from hyvideo_lib.lora.cost import Cost, cost_of
+from hyvideo_lib.lora.names import LayerSize
+from hyvideo_lib.lora.update import Update, Weighted
+from hyvideo_lib.lora.write import lora_tensors
+from hyvideo_lib.memory import BlockSwap, Offloader
+from hyvideo_lib.memory.copy_engine import can_stream
+from hyvideo_lib.memory.dry_run import AllocationCounter
+from hyvideo_lib.pipeline.copies import copied_bytes
+from hyvideo_lib.quant import PRODUCTS, plain_fp8_state_dict, quantize_fp8
+from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
+from hyvideo_lib.transformer.lean import ready_together
+from hyvideo_lib.transformer.ops import Linear
+
+SIZE = LayerSize(out_features=48, in_features=32)
+ENOUGH = 77
+"""Four times the tokens at which both ways take SIZE's 48 x 32 multiplications, 19.2."""
+LONG = {"latent_shape": (11, 8, 8)}
+"""176 image tokens, more than any of the tiny transformer's weights asks for."""
+Save = Callable[..., Path]
+
+
+def numbers(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:
+    return size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def product(seed: int, start: int = 0, stop: int = SIZE.out_features, rank: int = 4) -> Weighted:
+    down, up = numbers(rank, SIZE.in_features, seed=seed), numbers(stop - start, rank, seed=seed + 1, size=0.1)
+    return Update(start, stop, LowRank(down, up, 0.5)), 0.7
+
+
+def whole(seed: int) -> Weighted:
+    weight = numbers(SIZE.out_features, SIZE.in_features, seed=seed, size=0.05)
+    return Update(0, SIZE.out_features, diff=weight, bias_diff=numbers(SIZE.out_features, seed=seed + 1)), -0.5
+
+
+UPDATES = {
+    "a product": [product(1)],
+    "products of parts": [product(1, 0, 16), product(3, 32, 48), product(5)],
+    "a whole difference": [whole(7)],
+    "all of it": [product(1, 16, 32), whole(7), product(9)],
+    "a bias": [(Update(0, SIZE.out_features, bias_diff=numbers(SIZE.out_features, seed=11)), 2.0)],
+}
+
+
+def layer_with(updates: Sequence[Weighted], bias: bool = True, dtype: torch.dtype = torch.float32) -> Linear:
+    torch.manual_seed(0)
+    layer = Linear(SIZE.in_features, SIZE.out_features, bias=bias).to(dtype).requires_grad_(False)
+    layer.adapters = (LinearAdapter(SIZE, updates),)
+    return layer
+
+
+def beside(layer: Linear, x: Tensor, rows: slice) -> Tensor:
+    """By definition: what the layer puts out, and the term."""
+    (adapter,), layer.adapters = layer.adapters, ()
+    adapter.place(x.device, x.dtype)
+    y = layer(x, rows) + adapter(x, rows)
+    layer.adapters = (adapter,)
+    return y
+
+
+# When
+
+
+def test_merging_begins_at_four_times_the_tokens_where_both_take_the_same_multiplications() -> None:
+    def first(out_features: int, in_features: int, rank: int, has_diff: bool = False) -> int:
+        cost = Cost(LayerSize(out_features, in_features), rank, has_diff, False)
+        return next(tokens for tokens in range(100_000) if cost.merging_pays(tokens))
+
+    assert first(3 * 3072, 3072, 16) == first(3 * 3072, 3072, 128) == 4 * 2304
+    assert first(3072, 3072, 32) == 4 * 1536
+    assert first(7 * 3072, 3072, 32) == 4 * 2688
+    assert first(3072, 5 * 3072, 32) == 4 * 2560
+    assert first(3072, 3072, 0, has_diff=True) == 4  # a whole difference doubles the product for every token
+    assert not Cost(LayerSize(8, 8), 0, False, True).merging_pays(10**6)  # a bias alone is added as it is
+
+
+def test_the_cost_of_updates_is_what_they_hold() -> None:
+    cost = cost_of(SIZE, UPDATES["all of it"])
+    assert cost == Cost(SIZE, 8, True, True)
+    assert cost.numbers == 8 * (32 + 48) + 32 * 48 + 48
+    assert cost_of(SIZE, UPDATES["a bias"]).numbers == 48
+
+
+@pytest.mark.parametrize("shape", [(ENOUGH, 32), (2, ENOUGH, 32), (ENOUGH - 1, 32), (2, ENOUGH - 1, 32), (32,)])
+def test_the_tokens_of_each_item_count(shape: tuple[int, ...]) -> None:
+    """So that an item computes the same in whatever batch it is."""
+    ready = layer_with(UPDATES["a product"]).ready(torch.zeros(shape))
+    assert len(ready.adapters) == (0 if len(shape) > 1 and shape[-2] == ENOUGH else 1)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_in_8_bits_have_it_beside_them(name: str) -> None:
+    layer = layer_with(UPDATES["a product"])
+    if name == "fp8":  # multiplies what rests in fp8
+        layer.weight.data = layer.weight.to(torch.float8_e4m3fn)
+    layer.product = PRODUCTS[name]
+    assert len(layer.ready(torch.zeros(ENOUGH, 32)).adapters) == 1
+
+
+def test_what_such_a_product_leaves_dense_takes_it_in() -> None:
+    layer = layer_with(UPDATES["a product"])
+    layer.product = PRODUCTS["int8"]
+    assert layer.ready(torch.zeros(ENOUGH, 32), slice(0, 48)).adapters
+    assert not layer.ready(torch.zeros(ENOUGH, 32), slice(0, 13)).adapters  # no multiple of 8
+
+
+# What
+
+
+@pytest.mark.parametrize("updates", UPDATES)
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 16), slice(10, 40), slice(32, None)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_merged_equals_beside(updates: str, rows: slice, bias: bool) -> None:
+    layer, x = layer_with(UPDATES[updates], bias), numbers(2, 3 * ENOUGH, 32, seed=20)
+    assert relative_error(layer(x, rows), beside(layer, x, rows)) <= 1e-6
+
+
+def dense_layer() -> Linear:
+    return layer_with([])
+
+
+def fp8_layer() -> Linear:
+    layer = layer_with([])
+    layer.weight.data = layer.weight.to(torch.float8_e4m3fn)
+    return layer
+
+
+def scaled_layer() -> Linear:
+    layer = ScaledLinear(SIZE.in_features, SIZE.out_features).requires_grad_(False)
+    layer.weight.data, layer.weight_scale = quantize_fp8(numbers(SIZE.out_features, SIZE.in_features))
+    return layer
+
+
+def gguf_layer() -> Linear:
+    layer = BlockLinear(SIZE.in_features, SIZE.out_features, ggml_type="q8_0").requires_grad_(False)
+    blocks = torch.randint(0, 50, layer.weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    layer.weight.data = blocks
+    return layer
+
+
+def joined_layer() -> Linear:
+    """Where the wanted rows are of one part, its weight is multiplied with as it lies."""
+    layer = JoinedLinear(SIZE.in_features, (16, 16, 16)).requires_grad_(False)
+    layer.bias.zero_()
+    for i, part in enumerate(layer.parts):
+        part.weight.data = numbers(16, SIZE.in_features, seed=i)
+    return layer
+
+
+@pytest.mark.parametrize("updates", UPDATES)
+@pytest.mark.parametrize("make", [dense_layer, fp8_layer, scaled_layer, gguf_layer, joined_layer])
+def test_the_layer_itself_is_left_alone(updates: str, make: Callable[[], Linear]) -> None:
+    layer, x = make(), numbers(3 * ENOUGH, 32, seed=20)
+    layer.adapters = (LinearAdapter(SIZE, UPDATES[updates]), LinearAdapter(SIZE, UPDATES[updates]))
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    for rows in (slice(None), slice(0, 16), slice(20, 28), slice(None)):
+        with torch.inference_mode(rows == slice(0, 16)):
+            assert relative_error(layer(x, rows), layer(x)[:, rows]) <= 1e-6
+    assert all(torch.equal(tensor.float(), state[name].float()) for name, tensor in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [dense_layer, fp8_layer, joined_layer])
+def test_what_is_a_copy_already_is_not_copied_again(make: Callable[[], Linear]) -> None:
+    layer, x = make(), torch.zeros(ENOUGH, SIZE.in_features)
+    layer.adapters = (LinearAdapter(SIZE, UPDATES["all of it"]), LinearAdapter(SIZE, UPDATES["a product"]))
+    layer.ready(x)
+    with AllocationCounter() as counter:
+        made = layer.ready(x)
+    assert made.weight.nbytes <= counter.peak < 1.5 * made.weight.nbytes
+
+
+def test_in_16_bits_neither_way_is_less_exact() -> None:
+    """Against float64; weak ones too, which rounding can swallow in either way."""
+    for strength in (1.0, 0.1, 0.03):
+        (update, _), x = product(1), numbers(512, 32, seed=20).bfloat16()
+        layer = layer_with([(update, strength)], bias=False, dtype=torch.bfloat16)
+        down, up = update.low_rank.down.bfloat16().double(), update.low_rank.up.double()
+        exact = x.double() @ (layer.weight.double() + 0.5 * strength * up @ down).T
+        errors = [relative_error(y.double(), exact) for y in (layer(x), beside(layer, x, slice(None)))]
+        assert errors[0] <= 1.1 * errors[1]
+
+
+# In a model
+
+
+def read(save: Save) -> LoraUse:
+    return LoraUse(read_lora(save(lora_tensors(make_layers(size=0.3), "kohya", TRANSFORMER.hidden_size)), TRANSFORMER))
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+@pytest.mark.parametrize("storage", ["dense", "fp8"])
+def test_streamed_blocks_give_the_bits_of_resident_ones(save: Save, prefetch: int, storage: str) -> None:
+    """Through real slots, which are overwritten by other blocks: what is merged must not outlive its block."""
+    model, use, inputs = tiny_transformer().requires_grad_(False), read(save), transformer_inputs(**LONG)
+    if storage == "fp8":
+        model.load_state_dict(plain_fp8_state_dict(model.state_dict()), assign=True)
+        model.requires_grad_(False)
+    with torch.no_grad(), attach(model, [use]):
+        resident = model(**inputs)
+        swap = BlockSwap(2, 2, prefetch)
+        stream = (lambda device: True) if prefetch else can_stream
+        source = Offloader(model, model.blocks, 2, swap, lambda tensor, _: tensor.clone(), stream)
+        source.load("cpu")
+        assert source.num_swapped == 4
+        for _ in range(2):
+            assert torch.equal(model(**inputs, source=source), resident)
+        source.go_home()
+        assert torch.equal(model(**inputs), resident)
+
+
+def test_copies_are_counted_where_a_lora_makes_them(save: Save) -> None:
+    """Of a model in the dtype it computes in: those that are alive together, in the block where they are the most."""
+    model, use = tiny_transformer(), read(save)
+    costs, size = lora_costs([use]), torch.float32.itemsize
+    groups = [group for block in model.blocks for group in ready_together(block)]
+    most = max(sum(layer.in_features * rows for layer, rows in group) for group in groups)
+    assert copied_bytes(model, costs, 10**4) == most * size
+    assert copied_bytes(model, costs, 2) == copied_bytes(model, {}, 10**4) == 0
+    one = {name: cost for name, cost in costs.items() if name == "single_blocks.1.linear2"}
+    assert copied_bytes(model, one, 10**4) == model.single_blocks[1].linear2.weight.nbytes
+
+
+def test_copies_of_weights_in_8_bits_are_the_same_with_a_lora(save: Save) -> None:
+    model, use = tiny_transformer(), read(save)
+    model.load_state_dict(plain_fp8_state_dict(model.state_dict()), assign=True)
+    assert copied_bytes(model, lora_costs([use]), 10**4) == copied_bytes(model, {}, 10**4) > 0
+
+
+def test_a_batch_gives_each_item_what_it_gets_alone(save: Save) -> None:
+    model, use = tiny_transformer(), read(save)
+    inputs = transformer_inputs(2, **LONG)
+    with torch.no_grad(), attach(model, [use]):
+        both = model(**inputs, guidance=6.0)
+        for i in range(2):
+            one = {name: value[i : i + 1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+            assert relative_error(model(**one, guidance=6.0), both[i : i + 1]) <= 1e-6
+
+
+def test_a_model_multiplies_merged_weights_for_long_videos_and_none_for_short_ones(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready: list[bool] = []
+    original = Linear.ready
+    monkeypatch.setattr(Linear, "ready", lambda *args: (made := original(*args), ready.append(not made.adapters))[0])
+    model, use = tiny_transformer(), read(save)
+    with torch.no_grad(), attach(model, [use]):
+        model(**transformer_inputs(**LONG))
+        assert any(ready)
+        ready.clear()
+        model(**transformer_inputs(latent_shape=(1, 2, 2)))
+        assert not any(ready)
