@@ -107,7 +107,7 @@ class Linear(nn.Linear):
         weight = self.product.ready(self, like.dtype, rows)
         bias: Tensor | None = None if self.bias is None else self.bias[rows].to(like.dtype)
         beside: list[Adapter] = []
-        is_copy = isinstance(weight, Tensor) and not self._rests_in(weight)
+        is_copy = bool(self.adapters) and isinstance(weight, Tensor) and not self._rests_in(weight)
         for adapter in self.adapters:
             adapter.place(like.device, like.dtype)
             tokens = like.shape[-2] if like.ndim > 1 else 1
