@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from ..vae.stand_in import meta_stands_for
 
 
 class _FirstBlocks:
-    """A BlockSource that gives one block of each kind, as the others take the same; modulating vectors come unmade."""
+    """A BlockSource that gives one block of each kind, as no other takes more; modulating vectors come unmade."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 
     def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
-        yield from islice(blocks, 1)
+        yield max(blocks, key=_num_adapters)
 
     def remember(self, *vecs: Tensor | None) -> Callable[[Any, Tensor], tuple[Tensor, ...]]:
         def recall(modulation: Any, vec: Tensor) -> tuple[Tensor, ...]:
@@ -43,7 +42,8 @@ def transformer_work(
 ) -> int:
     """Working bytes of one forward for latents of (T, H, W), the modulating vectors left out. The model stays as it is.
 
-    Weights that are cast when they are used, and the largest of what comes of it, are counted.
+    Weights that are cast when they are used, and the largest of what comes of it, are counted. So is what LoRAs
+    take that are attached, but for their own matrices.
     """
     config, dtype = model.config, model.compute_dtype
     weights = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
@@ -57,7 +57,14 @@ def transformer_work(
         "source": _FirstBlocks(dtype),
         "lean": lean,
     }
+    for layer in model.modules():
+        for adapter in getattr(layer, "adapters", ()):
+            adapter.place(torch.device("meta"), dtype)
     return count_peak(lambda: functional_call(model, weights, kwargs=inputs))
+
+
+def _num_adapters(block: nn.Module) -> int:
+    return sum(len(getattr(layer, "adapters", ())) for layer in block.modules())
 
 
 def decode_work(sketch: CausalVideoVAE, size: tuple[int, int, int], tiles: Tiles | None, is_cpu: bool = False) -> int:

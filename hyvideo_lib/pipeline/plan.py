@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..lora import lora_bytes, lora_costs
+from ..lora import attach, lora_bytes
 from ..memory import BlockSwap, Offloader
 from ..memory.estimate import lean_steps, text_bytes
 from ..memory.machine import Machine, gib
@@ -17,7 +17,6 @@ from ..memory.plan import StagePlan, Way, Weights, block_flops, plan_stage, step
 from ..memory.simulate import StreamCost
 from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import Tiles
-from .copies import copied_bytes
 from .dry_run import decode_work, transformer_work
 from .ladder import describe_lean
 from .loras import load_loras
@@ -126,32 +125,29 @@ def plan_run(
 def _sample_ways(request: GenerateRequest, model: HunyuanVideoTransformer, offloader: Offloader) -> Iterator[Way]:
     """As asked, then with less memory and more time."""
     shape, steps = request.latent_shape, max(1, round(request.steps * request.strength))
-    beside = memo_bytes(offloader, model, steps, request.guidance.uses_cfg) + _extra_bytes(request, model)
+    beside = memo_bytes(offloader, model, steps, request.guidance.uses_cfg) + _cache_bytes(request, model)
     latents = 4 * model.config.out_channels * shape[0] * shape[1] * shape[2]
+    loras = load_loras(request.loras, model.config) if request.loras else ()
+    beside += lora_bytes(loras, model.compute_dtype.itemsize)
     is_batched = request.guidance.uses_cfg and request.guidance.batched
     for batch in (2, 1) if is_batched else (1,):
         turns = ["CFG in turn (--cfg-in-turn)"] if is_batched and batch == 1 else []
         for lean in lean_steps(model.config.num_heads):
             labels = turns if lean == LeanConfig() else [*turns, f"{describe_lean(lean)}, which happens by itself"]
-            work = transformer_work(model, shape, TEXT_TOKENS, batch, lean)
+            with attach(model, loras):
+                work = transformer_work(model, shape, TEXT_TOKENS, batch, lean)
             yield Way(", ".join(labels), work + beside + LATENT_COPIES * latents)
 
 
-def _extra_bytes(request: GenerateRequest, model: HunyuanVideoTransformer) -> int:
-    """What LoRAs and a step cache take on the device."""
-    config, item_size = model.config, model.compute_dtype.itemsize
-    extra = 0
-    if request.loras:
-        loras, tokens = load_loras(request.loras, config), _image_tokens(request, model) + TEXT_TOKENS
-        extra += lora_bytes(loras, item_size)
-        # What is copied without LoRAs is in the work already.
-        extra += copied_bytes(model, lora_costs(loras), tokens) - copied_bytes(model, {}, tokens)
-    if request.cache is not None:
-        sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
-        request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
-        branches = 2 if request.guidance.uses_cfg else 1
-        extra += request.cache.device_bytes(config.hidden_size, _image_tokens(request, model), item_size, branches)
-    return extra
+def _cache_bytes(request: GenerateRequest, model: HunyuanVideoTransformer) -> int:
+    """What a step cache takes on the device."""
+    if request.cache is None:
+        return 0
+    config, branches = model.config, 2 if request.guidance.uses_cfg else 1
+    sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
+    request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
+    tokens = _image_tokens(request, model)
+    return request.cache.device_bytes(config.hidden_size, tokens, model.compute_dtype.itemsize, branches)
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:
