@@ -1,11 +1,12 @@
 """One block in its lean form against the plain one: memory and time by head groups, with what sizes alone predict.
 
-Both sides hold their own copy of the residual stream. The prediction is `memory.estimate` for ours, and for the plain
-single block its twenty token-wide buffers (see the README).
+Both sides hold their own copy of the residual stream. The prediction is a run without numbers for ours
+(memory.dry_run), and for the plain blocks their token-wide buffers (see the README).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from benchmarks.measure import Side, compare
 from benchmarks.rows import OURS, Options, Row, compared_rows
 from benchmarks.transformer import MID, QUICK, build
-from hyvideo_lib.memory.estimate import transformer_bytes
+from hyvideo_lib.memory.dry_run import count_peak
 from hyvideo_lib.transformer import LeanConfig, lean
 from hyvideo_lib.transformer.blocks import DoubleBlock, SingleBlock
 from hyvideo_lib.transformer.lean import Form
@@ -44,7 +45,9 @@ def run(options: Options) -> Iterator[Row]:
             case = f"{kind} block, {x.shape[1]} tokens, {str(dtype).removeprefix('torch.')}, {describe(chosen)}"
             if options.wants(case):
                 block = Block(double if kind == "double" else single, x, condition, turn, chosen)
-                said = transformer_bytes(config.hidden_size, config.mlp_ratio, x.shape[1], dtype.itemsize, lean=chosen)
+                bare = copy.deepcopy(block.block).to("meta"), x.to("meta"), Condition(condition.vec.to("meta"))
+                table = rotation_tables(grid, config.rope_axes, config.rope_theta, device="meta")
+                said = count_peak(Block(*bare, table, chosen).lean)
                 for row in compared_rows("lean", case, *compare(block.sides(), options.repeats, options.device)):
                     ratio = {"predicted_working_memory": said / (PLAIN_BUFFERS[kind] * x.nbytes)}
                     yield {**row, **(ratio if row["side"] == "ratio" else {})}

@@ -123,12 +123,12 @@ class Sampler(io.ComfyNode):
             cache,
             compiling=model.compiling,
         )
-        run = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
+        run, working = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
         caches = [run.start_cache(given.shape[2:]) for _ in given]
         seeds = consecutive_seeds(seed, len(given))
         before = model.offloader.traffic
         with measured(host.device) as log:
-            comfy_host.load(model.managed, working_bytes=run.working_bytes(given.shape[2:]))
+            comfy_host.load(model.managed, working_bytes=working)
             run = run.attending(model.attention, given.shape[2:])
             ladder = Ladder(run)
             videos = [

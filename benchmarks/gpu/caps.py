@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.gpu import card
-from benchmarks.gpu.clips import Clip, clips
+from benchmarks.gpu.clips import TEXT_TOKENS, Clip, clips
 from benchmarks.gpu.models import FP8, TINY_TRANSFORMER, TRANSFORMER, random_transformer
 from benchmarks.rows import OURS, Options, Row, measured_row, skipped_row
 from benchmarks.transformer import GUIDANCE
-from hyvideo_lib.memory.estimate import choose_lean, transformer_bytes
+from hyvideo_lib.memory.plan import with_reserve
 from hyvideo_lib.pipeline import offload_transformer
+from hyvideo_lib.pipeline.working import SampleWork
+from hyvideo_lib.sampling import GuidanceConfig
 from hyvideo_lib.transformer import HunyuanVideoTransformer
-from hyvideo_lib.transformer.lean import ready_together
 
 CAPS = (24.0, 16.0, 12.0, 8.0)
 SYSTEM = 0.5
@@ -38,27 +39,16 @@ def one_step(model: HunyuanVideoTransformer, clip: Clip, gib: float, case: str, 
     inputs = clip.inputs(model.config, model.compute_dtype, options.device)
     free = card.free_bytes(options.device, gib)
     assert free is not None
-    config, item_size = model.config, model.compute_dtype.itemsize
     source = offload_transformer(model)
-    free -= largest_cast(model)
-    lean = choose_lean(config, clip.tokens, item_size, 1, max(free - source.num_bytes, free // 2))
-    working = transformer_bytes(config.hidden_size, config.mlp_ratio, clip.tokens, item_size, lean=lean)
+    lean, working = SampleWork(model, source, clip.latents, TEXT_TOKENS, 1, GuidanceConfig()).fitted(free)
     try:
-        source.load(options.device, max(0, free - working - source.visit_bytes))
+        source.load(options.device, max(0, free - with_reserve(working)))
         call = lambda: model(**inputs, guidance=GUIDANCE, source=source, lean=lean)  # noqa: E731
         result = card.measure(call, options.device, options.repeats)
-        predicted = source.loaded_bytes + working + largest_cast(model)
+        predicted = source.loaded_bytes + working
         plan = {"swapped": source.num_swapped, "head_groups": lean.head_groups, "predicted_bytes": predicted}
     except torch.OutOfMemoryError:
         return skipped_row("gpu caps", case, OURS, card.OUT_OF_MEMORY)
     finally:
         source.go_home()
     return {**measured_row("gpu caps", case, OURS, result), **plan}
-
-
-def largest_cast(model: HunyuanVideoTransformer) -> int:
-    """Bytes of the weights that are cast at one time, as copies in the compute dtype."""
-    together = (part for block in model.blocks for part in ready_together(block))
-    return (
-        max(sum(layer.in_features * rows for layer, rows in part) for part in together) * model.compute_dtype.itemsize
-    )

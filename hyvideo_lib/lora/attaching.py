@@ -92,9 +92,12 @@ class LinearAdapter:
             self._place(device, dtype)
 
     def _place(self, device: torch.device, dtype: torch.dtype) -> None:
-        factors = joined_factors(self._updates, self._out_features, dtype)
+        updates = self._updates
+        if device.type == "meta":  # where nothing is joined for
+            updates = [(update.to_meta(), strength) for update, strength in updates]
+        factors = joined_factors(updates, self._out_features, dtype)
         self._factors = (factors[0].to(device), factors[1].to(device)) if factors else None
-        diffs = joined_diffs(self._updates, self._out_features, dtype)
+        diffs = joined_diffs(updates, self._out_features, dtype)
         self._diffs = tuple(None if diff is None else diff.to(device) for diff in diffs)
         self._placed = device, dtype
 

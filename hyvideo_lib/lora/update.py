@@ -7,7 +7,7 @@ W + strength * scale * up @ down. Hu et al. 2021, "LoRA: Low-Rank Adaptation of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ class LowRank:
         down, up = self.down.double(), self.up.double()
         return self.scale**2 * float(((down @ down.mT) * (up.mT @ up)).sum())
 
+    def to_meta(self) -> LowRank:
+        return replace(self, down=self.down.to("meta"), up=self.up.to("meta"))
+
 
 @dataclass(frozen=True, eq=False)
 class Update:
@@ -56,6 +59,15 @@ class Update:
             if part is not None:
                 total += float(part.double().square().sum())
         return total
+
+    def to_meta(self) -> Update:
+        """The same sizes without numbers."""
+        return replace(
+            self,
+            low_rank=self.low_rank and self.low_rank.to_meta(),
+            diff=None if self.diff is None else self.diff.to("meta"),
+            bias_diff=None if self.bias_diff is None else self.bias_diff.to("meta"),
+        )
 
 
 Weighted = tuple[Update, float]

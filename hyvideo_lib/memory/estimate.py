@@ -1,4 +1,4 @@
-"""Bytes a run will need beside the weights, from sizes alone. Estimates on the safe side, not measurements.
+"""Bytes that the VAE and a text encoder will need beside their weights, from sizes alone: on the safe side.
 
 Counted from the forms that run without gradients: what is alive at the fullest moment, plus a margin.
 """
@@ -7,60 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..transformer import LeanConfig, TransformerConfig
-
 MARGIN = 1.25
-BLOCK_MARGIN = 1.05
-"""Of the transformer's blocks, whose buffers are known one by one."""
-SCRATCH_BYTES = 2**20
-"""Of an attention kernel, for itself."""
-NORM_BYTES = 8
-"""Of a number while a chunk is normed and modulated: twice float32."""
-SMALLEST_CHUNKS = (512, 256)
-"""Tokens that are handled at once when head groups alone do not do. Thinner products take longer."""
 PIXEL_BUFFERS = 3
 """Buffers as wide as the decoder's widest full-size layer."""
-
-
-def transformer_bytes(
-    hidden_size: int,
-    mlp_ratio: float,
-    tokens: int,
-    item_size: int,
-    batch: int = 1,
-    lean: LeanConfig = LeanConfig(),  # noqa: B008 (frozen)
-) -> int:
-    """Working bytes of one forward. tokens: image and text; item_size: bytes of a number in the compute dtype.
-
-    The fullest moment of a block is one of three: a chunk on its way into attention, attention itself, or a chunk in
-    the MLP. The residual stream is there all the time; with head groups the result of attention is, too.
-    """
-    wide = batch * tokens * hidden_size * item_size
-    chunk = batch * min(tokens, lean.chunk_size(tokens)) * hidden_size
-    kept = wide * (1 if lean.head_groups == 1 else 2)
-    into = kept + 3 * wide / lean.head_groups + chunk * (NORM_BYTES + item_size)
-    attending = kept + 4 * wide / lean.head_groups + SCRATCH_BYTES
-    after = 2 * wide + chunk * item_size * 2 * (1 + mlp_ratio)
-    return int(BLOCK_MARGIN * max(into, attending, after))
-
-
-def lean_steps(num_heads: int) -> list[LeanConfig]:
-    """From the fewest head groups to one for each head, then smaller chunks: each step takes less memory."""
-    groups = [count for count in range(1, num_heads + 1) if num_heads % count == 0]
-    return [*map(LeanConfig, groups), *(LeanConfig(num_heads, chunk) for chunk in SMALLEST_CHUNKS)]
-
-
-def choose_lean(
-    config: TransformerConfig, tokens: int, item_size: int, batch: int, free_bytes: int | None
-) -> LeanConfig:
-    """The first of `lean_steps` whose work fits into `free_bytes`; the last where none does. None is without bound."""
-    steps = lean_steps(config.num_heads)
-    if free_bytes is None:
-        return steps[0]
-    for step in steps:
-        if transformer_bytes(config.hidden_size, config.mlp_ratio, tokens, item_size, batch, step) <= free_bytes:
-            return step
-    return steps[-1]
 
 
 def vae_bytes(block_channels: Sequence[int], frames: int, height: int, width: int, item_size: int) -> int:

@@ -152,9 +152,8 @@ class Offloader:
         self.device = device
         for_blocks = None if budget is None else max(0, budget - self._fixed.num_bytes)
         prefetch = self.swap.prefetch if self._can_stream_fn(device) else 0
-        num_slots = prefetch + 1 if prefetch else 0
         sizes = [part.num_bytes for part in self._blocks]
-        kept = set(fit_resident(sizes, self._candidates, for_blocks, num_slots))
+        kept = set(fit_resident(sizes, self._candidates, for_blocks, prefetch + 1))  # one is being computed
         swapped = [i for i in range(len(self._blocks)) if i not in kept]
         if self._stream and self._stream.blocks != frozenset(swapped):
             self._close_stream()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .block_swap import BlockSwap, choose_blocks, fit_resident, slot_bytes
 from .copy_engine import PINNED_SHARE
 from .simulate import StreamCost, simulate
 
+Chosen = TypeVar("Chosen")
 RESERVE_BYTES = 256 * 2**20
 RESERVE_SHARE = 1 / 16
 """Kept free beside what is counted: workspaces of the device's libraries, and holes between allocations, which grow
@@ -75,13 +77,26 @@ def with_reserve(num_bytes: int) -> int:
     return num_bytes + int(num_bytes * RESERVE_SHARE) + RESERVE_BYTES
 
 
+def choose_way(ways: Iterable[tuple[Chosen, int]], weights: int, free: int | None) -> tuple[Chosen, int]:
+    """The first of (way, bytes of its work) that leaves room for all weights, or takes at most half of what is free.
+
+    The ways take less one after the other, and more time; the last, where all are too much. weights: bytes. free: for
+    both together; None is without bound. A way that takes less than half would gain only blocks that need not come
+    over, which are hidden behind computing where there is enough of it.
+    """
+    for chosen in ways:
+        if free is None or with_reserve(chosen[1]) <= max(free - weights, free // 2):
+            break
+    return chosen
+
+
 def place(weights: Weights, work: int, free: int | None, swap: BlockSwap) -> Placement:
     """Where an Offloader leaves the weights, for so much work in so much free memory (None: all of it)."""
     num_blocks = len(weights.blocks)
     must = choose_blocks(swap, weights.num_double, num_blocks - weights.num_double)
     candidates = [i for i in range(num_blocks) if i not in must]
     budget = None if free is None else max(0, free - with_reserve(work) - weights.fixed)
-    num_slots = swap.prefetch + 1 if swap.prefetch else 1
+    num_slots = swap.prefetch + 1
     kept = fit_resident(weights.blocks, candidates, budget, num_slots)
     swapped = tuple(i for i in range(num_blocks) if i not in set(kept))
     slots = slot_bytes(weights.blocks, kept, num_slots)

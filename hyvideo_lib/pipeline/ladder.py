@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..errors import OutOfMemory
 from ..memory import Offloader, free_device_bytes
-from ..memory.estimate import lean_steps
 from ..memory.machine import gib
 from ..memory.vram import give_back
 from ..sampling import VelocityFn
 from ..transformer import LeanConfig
+from ..transformer.lean_config import lean_steps
 from .shortage import is_out_of_memory, reason_of
 
 if TYPE_CHECKING:

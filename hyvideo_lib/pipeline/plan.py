@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..lora import attach, lora_bytes
-from ..memory import BlockSwap, Offloader
-from ..memory.estimate import lean_steps, text_bytes
+from ..memory import BlockSwap
+from ..memory.estimate import text_bytes
 from ..memory.machine import Machine, gib
 from ..memory.plan import StagePlan, Way, Weights, block_flops, plan_stage, step_cost
 from ..memory.simulate import StreamCost
-from ..transformer import HunyuanVideoTransformer, LeanConfig
+from ..transformer import LeanConfig
 from ..vae import Tiles
-from .dry_run import decode_work, transformer_work
+from .dry_run import decode_work
 from .ladder import describe_lean
 from .loras import load_loras
 from .precision import Precision
 from .report import describe_tiles
 from .request import GenerateRequest
-from .sampler import memo_bytes, offload_transformer
+from .sampler import offload_transformer
 from .sketch import sketch_text, sketch_transformer, sketch_vae, weights_of
+from .working import SampleWork
 
 TEXT_TOKENS = 256
 """The longest prompt there is; shorter ones take a little less."""
 TEMPLATE_TOKENS = 95
-LATENT_COPIES = 4
-"""float32: the latents, the velocity, and what a solver keeps of the step before."""
 SMALLER_TILES = (Tiles(256, 32), Tiles(192, 32), Tiles(192, 16), Tiles(128, 16))
 
 
@@ -97,10 +95,24 @@ def plan_run(
     model = sketch_transformer(files.transformer, precision, device)
     offloader = offload_transformer(model, swap)
     weights = weights_of(offloader, len(model.double_blocks))
+    if request.cache:
+        config = model.config
+        sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
+        request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
+    work = SampleWork(
+        model,
+        offloader,
+        request.latent_shape,
+        TEXT_TOKENS,
+        max(1, round(request.steps * request.strength)),
+        request.guidance,
+        request.cache,
+        load_loras(request.loras, model.config) if request.loras else (),
+    )
     sample = plan_stage(
         "sample",
         weights,
-        _sample_ways(request, model, offloader),
+        _sample_ways(request, work, machine.gpu_free),
         machine.gpu_free,
         machine.ram_free,
         swap,
@@ -110,10 +122,9 @@ def plan_run(
         sample,
         _plan_decode(request, files, precision, machine, device),
     )
-    tokens = _image_tokens(request, model) + TEXT_TOKENS
     passes = 2 if request.guidance.uses_cfg else 1
     num_blocks = len(weights.blocks)
-    flops = block_flops(model.config.hidden_size, model.config.mlp_ratio, tokens)
+    flops = block_flops(model.config.hidden_size, model.config.mlp_ratio, work.tokens)
     step = None
     if machine.speed is not None and machine.gpu_free is not None and precision.product is None:  # speed is of 16 bits
         step = step_cost(
@@ -122,32 +133,15 @@ def plan_run(
     return Plan(machine, stages, passes * num_blocks * flops, passes, step)
 
 
-def _sample_ways(request: GenerateRequest, model: HunyuanVideoTransformer, offloader: Offloader) -> Iterator[Way]:
-    """As asked, then with less memory and more time."""
-    shape, steps = request.latent_shape, max(1, round(request.steps * request.strength))
-    beside = memo_bytes(offloader, model, steps, request.guidance.uses_cfg) + _cache_bytes(request, model)
-    latents = 4 * model.config.out_channels * shape[0] * shape[1] * shape[2]
-    loras = load_loras(request.loras, model.config) if request.loras else ()
-    beside += lora_bytes(loras, model.compute_dtype.itemsize)
+def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None) -> Iterator[Way]:
+    """As asked, then with less memory and more time; the blocks as lean as a run makes them."""
     is_batched = request.guidance.uses_cfg and request.guidance.batched
-    for batch in (2, 1) if is_batched else (1,):
-        turns = ["CFG in turn (--cfg-in-turn)"] if is_batched and batch == 1 else []
-        for lean in lean_steps(model.config.num_heads):
-            labels = turns if lean == LeanConfig() else [*turns, f"{describe_lean(lean)}, which happens by itself"]
-            with attach(model, loras):
-                work = transformer_work(model, shape, TEXT_TOKENS, batch, lean)
-            yield Way(", ".join(labels), work + beside + LATENT_COPIES * latents)
-
-
-def _cache_bytes(request: GenerateRequest, model: HunyuanVideoTransformer) -> int:
-    """What a step cache takes on the device."""
-    if request.cache is None:
-        return 0
-    config, branches = model.config, 2 if request.guidance.uses_cfg else 1
-    sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
-    request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
-    tokens = _image_tokens(request, model)
-    return request.cache.device_bytes(config.hidden_size, tokens, model.compute_dtype.itemsize, branches)
+    for batched in (True, False) if is_batched else (request.guidance.batched,):
+        lean, num_bytes = replace(work, guidance=replace(request.guidance, batched=batched)).fitted(free)
+        labels = ["CFG in turn (--cfg-in-turn)"] if is_batched and not batched else []
+        if lean != LeanConfig():
+            labels.append(f"{describe_lean(lean)}, which happens by itself")
+        yield Way(", ".join(labels), num_bytes)
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:
@@ -184,13 +178,6 @@ def _plan_decode(
         return Way(label, decode_work(vae, size, tiles, device.type == "cpu"))
 
     return plan_stage("decode", weights, ways(), machine.gpu_free, machine.ram_free, BlockSwap())
-
-
-def _image_tokens(request: GenerateRequest, model: HunyuanVideoTransformer) -> int:
-    tokens = 1
-    for side, patch in zip(request.latent_shape, model.config.patch_size, strict=True):
-        tokens *= -(-side // patch)
-    return tokens
 
 
 def _stage_dict(stage: StagePlan) -> dict[str, Any]:

@@ -10,29 +10,22 @@ from torch import Tensor
 
 from ..attention import PLAIN, Attention, Problem, choose_attention
 from ..caches import CacheConfig, StepCache
-from ..geometry import SPATIAL_COMPRESSION, align_up
+from ..geometry import SPATIAL_COMPRESSION
 from ..host import Host
-from ..lora import LoraUse, attach, lora_bytes, lora_costs
+from ..lora import LoraUse, attach
 from ..memory import BlockSwap, Offloader
-from ..memory.estimate import choose_lean, transformer_bytes
 from ..memory.memo import KEPT
+from ..memory.plan import with_reserve
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
 from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
-from .copies import copied_bytes
 from .ladder import Ladder
+from .working import SampleWork
 
 
 def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None = None) -> Offloader:
     """The transformer's weights at home: blocks that may stay there during a run, modulations that always do."""
     return Offloader(model, model.blocks, len(model.double_blocks), swap, aside=model.modulations)
-
-
-def memo_bytes(source: Offloader, model: HunyuanVideoTransformer, steps: int, uses_cfg: bool) -> int:
-    """The modulating vectors of all steps, and the largest of the layers that make them."""
-    numbers = sum(modulation.linear.out_features for modulation in model.modulations)
-    branches = 2 if uses_cfg else 1
-    return branches * min(steps, KEPT) * numbers * model.compute_dtype.itemsize + source.visit_bytes
 
 
 class _Listener:
@@ -131,17 +124,14 @@ class SampleRun:
     def config(self) -> TransformerConfig:
         return self.model.config
 
-    def fitted(self, latent_shape: tuple[int, int, int], room: int | None) -> SampleRun:
-        """The same run, its blocks as lean as the device asks for, for latents of (T, H, W).
+    def fitted(self, latent_shape: tuple[int, int, int], room: int | None) -> tuple[SampleRun, int]:
+        """The same run, its blocks as lean as the device asks for, for latents of (T, H, W); and what it takes there.
 
-        room: bytes of the device for weights and work together; None is without bound. All weights stay if the work
-        fits beside them; else it takes up to half of the room and blocks make way.
+        room: bytes of the device for weights and work together; None is without bound. See `SampleWork.fitted`. The
+        bytes are those beside the weights, with what should be kept free.
         """
-        if room is None:
-            return self
-        weights = self.source.num_bytes if self.source else 0
-        free = max(room - weights, room // 2) - self._other_bytes(latent_shape)
-        return replace(self, lean=choose_lean(self.config, self._tokens(latent_shape), *self._widths(), free))
+        lean, work = self._work(latent_shape).fitted(room)
+        return replace(self, lean=lean), with_reserve(work)
 
     def attending(self, name: str, latent_shape: tuple[int, int, int]) -> SampleRun:
         """The same run with the attention of that name; "auto" may time some, so the device should be ready.
@@ -149,41 +139,19 @@ class SampleRun:
         Raises InvalidSetting, MissingPackage for one that cannot run.
         """
         config, device, dtype = self.config, self.host.device, self.model.compute_dtype
-        problem = Problem(device, dtype, config.head_dim, config.num_heads, self._tokens(latent_shape))
+        problem = Problem(device, dtype, config.head_dim, config.num_heads, self._work(latent_shape).tokens)
         return replace(self, attention=choose_attention(name, problem))
 
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
-        """What a run needs beside the weights, for latents of (T, H, W): activations, LoRAs, modulating vectors."""
-        sizes = self.config.hidden_size, self.config.mlp_ratio, self._tokens(latent_shape)
-        return transformer_bytes(*sizes, *self._widths(), self.lean) + self._other_bytes(latent_shape)
+        """What the run takes beside the weights, for latents of (T, H, W), with what should be kept free."""
+        return with_reserve(self._work(latent_shape).bytes_in(self.lean))
 
-    def _image_tokens(self, latent_shape: tuple[int, int, int]) -> int:
-        image = 1
-        for side, patch in zip(latent_shape, self.config.patch_size, strict=True):
-            image *= align_up(side, patch) // patch
-        return image
-
-    def _tokens(self, latent_shape: tuple[int, int, int]) -> int:
-        """Tokens of image and text."""
-        return self._image_tokens(latent_shape) + self.positive.text_embeds.shape[1]
-
-    def _widths(self) -> tuple[int, int]:
-        """(bytes of a number, items of a batch)."""
-        return self.model.compute_dtype.itemsize, 2 if self.guidance.uses_cfg and self.guidance.batched else 1
-
-    def _other_bytes(self, latent_shape: tuple[int, int, int]) -> int:
-        """What is beside the blocks' own work."""
-        item_size = self.model.compute_dtype.itemsize
-        branches = 2 if self.guidance.uses_cfg else 1
-        image = self._image_tokens(latent_shape)
-        kept = self.cache.device_bytes(self.config.hidden_size, image, item_size, branches) if self.cache else 0
-        copied = copied_bytes(self.model, lora_costs(self.loras), self._tokens(latent_shape))
-        return kept + lora_bytes(self.loras, item_size) + self._memo_bytes() + copied
-
-    def _memo_bytes(self) -> int:
-        if self.source is None:
-            return 0
-        return memo_bytes(self.source, self.model, len(self.sigmas), self.guidance.uses_cfg)
+    def _work(self, latent_shape: tuple[int, int, int]) -> SampleWork:
+        texts = [text.text_embeds.shape[1] for text in (self.positive, self.negative) if text is not None]
+        steps = len(self.sigmas) - 1
+        return SampleWork(
+            self.model, self.source, latent_shape, max(texts), steps, self.guidance, self.cache, self.loras
+        )
 
     def start_cache(self, latent_shape: tuple[int, int, int]) -> StepCache | None:
         """The step cache of one video with latents of (T, H, W), for `make`: afterwards it tells what it skipped.

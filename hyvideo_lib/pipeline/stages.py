@@ -193,8 +193,8 @@ class SampleStage:
         self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
         free = free_device_bytes(device)
         room = None if free is None else free + self._offloader.loaded_bytes
-        run = run.fitted(latent_shape, room)
-        budget = None if room is None else max(0, room - run.working_bytes(latent_shape))
+        run, working = run.fitted(latent_shape, room)
+        budget = None if room is None else max(0, room - working)
         load_weights(run, self._offloader, budget)
         if self._offloader.num_swapped:
             logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)

@@ -131,17 +131,6 @@ def pieces(x: Tensor, spans: Spans, config: LeanConfig) -> Iterator[tuple[int, i
             yield low, min(low + size, last), mods
 
 
-def ready_together(block: DoubleBlock | SingleBlock) -> list[list[tuple[Linear, int]]]:
-    """(layer, output features) of the weights that are ready at the same time, for each such time."""
-    if isinstance(block, SingleBlock):
-        attention, mlp = block.widths
-        return [[(block.linear1, attention)], [(block.linear1, mlp), (block.linear2, block.linear2.out_features)]]
-    names = [[f"{part}_attn_qkv"] for part in ("img", "txt")]
-    names += [[f"{part}_attn_proj", f"{part}_mlp.fc1", f"{part}_mlp.fc2"] for part in ("img", "txt")]
-    layers = [[cast(Linear, block.get_submodule(name)) for name in group] for group in names]
-    return [[(layer, layer.out_features) for layer in group] for group in layers]
-
-
 def double_block(
     block: DoubleBlock,
     img: Tensor,

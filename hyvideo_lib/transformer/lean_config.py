@@ -36,3 +36,12 @@ MIN_CHUNK_TOKENS = 512
 """Smaller pieces leave the matrix multiplications too thin. A chunk's MLP is nine tokens wide per token, so an eighth
 of the video costs about as much as one token-wide buffer."""
 MAX_CHUNK_TOKENS = 2048
+SMALLEST_CHUNKS = (512, 256)
+"""Tokens that are handled at once when head groups alone do not do. Thinner products take longer."""
+
+
+def lean_steps(num_heads: int) -> list[LeanConfig]:
+    """From the fewest head groups to one for each head, then smaller chunks: a step takes no more memory than the one
+    before, and no less time."""
+    groups = [count for count in range(1, num_heads + 1) if num_heads % count == 0]
+    return [*map(LeanConfig, groups), *(LeanConfig(num_heads, chunk) for chunk in SMALLEST_CHUNKS)]

@@ -12,7 +12,7 @@ from tiny_lora import make_layers
 from torch import Tensor
 
 from hyvideo_lib.checkpoint.joined import JoinedLinear
-from hyvideo_lib.lora import LoraUse, LowRank, attach, lora_costs, read_lora
+from hyvideo_lib.lora import LoraUse, LowRank, attach, read_lora
 from hyvideo_lib.lora.attaching import LinearAdapter
 from hyvideo_lib.lora.cost import Cost, cost_of
 from hyvideo_lib.lora.names import LayerSize
@@ -21,10 +21,8 @@ from hyvideo_lib.lora.write import lora_tensors
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.memory.copy_engine import can_stream
 from hyvideo_lib.memory.dry_run import AllocationCounter
-from hyvideo_lib.pipeline.copies import copied_bytes
 from hyvideo_lib.quant import PRODUCTS, plain_fp8_state_dict, quantize_fp8
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
-from hyvideo_lib.transformer.lean import ready_together
 from hyvideo_lib.transformer.ops import Linear
 
 SIZE = LayerSize(out_features=48, in_features=32)
@@ -222,24 +220,6 @@ def test_streamed_blocks_give_the_bits_of_resident_ones(save: Save, prefetch: in
             assert torch.equal(model(**inputs, source=source), resident)
         source.go_home()
         assert torch.equal(model(**inputs), resident)
-
-
-def test_copies_are_counted_where_a_lora_makes_them(save: Save) -> None:
-    """Of a model in the dtype it computes in: those that are alive together, in the block where they are the most."""
-    model, use = tiny_transformer(), read(save)
-    costs, size = lora_costs([use]), torch.float32.itemsize
-    groups = [group for block in model.blocks for group in ready_together(block)]
-    most = max(sum(layer.in_features * rows for layer, rows in group) for group in groups)
-    assert copied_bytes(model, costs, 10**4) == most * size
-    assert copied_bytes(model, costs, 2) == copied_bytes(model, {}, 10**4) == 0
-    one = {name: cost for name, cost in costs.items() if name == "single_blocks.1.linear2"}
-    assert copied_bytes(model, one, 10**4) == model.single_blocks[1].linear2.weight.nbytes
-
-
-def test_copies_of_weights_in_8_bits_are_the_same_with_a_lora(save: Save) -> None:
-    model, use = tiny_transformer(), read(save)
-    model.load_state_dict(plain_fp8_state_dict(model.state_dict()), assign=True)
-    assert copied_bytes(model, lora_costs([use]), 10**4) == copied_bytes(model, {}, 10**4) > 0
 
 
 def test_a_batch_gives_each_item_what_it_gets_alone(save: Save) -> None:

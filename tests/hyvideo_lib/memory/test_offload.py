@@ -93,8 +93,8 @@ def test_a_budget_keeps_blocks_at_home():
     offloader = make_offloader(model)
     block = module_bytes(model.single_blocks[0])
     offloader.load("cpu", offloader.num_bytes - block // 2)
-    assert offloader.num_swapped == 1
-    assert offloader.loaded_bytes <= offloader.num_bytes - block // 2
+    assert offloader.num_swapped == 2  # and there is room for the one whose turn it is
+    assert offloader.loaded_bytes + module_bytes(model.double_blocks[0]) <= offloader.num_bytes - block // 2
     assert torch.equal(run(model, offloader), expected)
 
 
@@ -103,8 +103,8 @@ def test_blocks_leave_when_memory_is_asked_for_and_come_back():
     offloader = make_offloader(model)
     offloader.load("cpu")
     freed = offloader.unload(1)
-    assert freed == module_bytes(model.double_blocks[0]) or freed == module_bytes(model.single_blocks[0])
-    assert offloader.num_swapped == 1
+    assert freed == module_bytes(model.double_blocks[0]) + module_bytes(model.single_blocks[0])
+    assert offloader.num_swapped == 2  # one alone would come back when its turn comes
     assert offloader.load("cpu") == freed
     everything = offloader.unload(10**12)
     assert everything == sum(module_bytes(b) for b in [*model.double_blocks, *model.single_blocks])

@@ -15,6 +15,7 @@ from hyvideo_lib.memory.plan import (
     Way,
     Weights,
     block_flops,
+    choose_way,
     pinned_bytes,
     place,
     plan_stage,
@@ -44,11 +45,19 @@ def test_weights_lie_where_an_offloader_puts_them(sizes, budget, count, prefetch
     free = with_reserve(0) + budget
     weights = Weights(28, tuple(4 * size for size in sizes), len(sizes))
     placed = place(weights, 0, free, swap)
-    if prefetch:  # without slots a plan leaves room for the one block that is brought in its turn
-        assert len(placed.swapped) == offloader.num_swapped
-    else:
-        assert len(placed.swapped) >= offloader.num_swapped
+    assert len(placed.swapped) == offloader.num_swapped
     offloader.go_home()
+
+
+@given(works=st.lists(st.integers(0, 2**34), min_size=1), weights=st.integers(0, 2**35), free=st.integers(0, 2**36))
+def test_the_first_way_that_leaves_room_is_chosen(works: list[int], weights: int, free: int) -> None:
+    works.sort(reverse=True)
+    chosen, work = choose_way(enumerate(works), weights, free)
+    room = max(free - weights, free // 2)
+    assert work == works[chosen]
+    assert all(with_reserve(each) > room for each in works[:chosen])
+    assert with_reserve(work) <= room or chosen == len(works) - 1
+    assert choose_way(enumerate(works), weights, None) == (0, works[0])
 
 
 def test_all_of_it_stays_where_there_is_room():

@@ -187,7 +187,7 @@ def test_each_rung_gives_less_until_there_is_none():
     while found := swap_more(run):
         told.append(found[1])
     assert run.source.num_swapped == 4
-    assert 2 <= len(told) <= 4
+    assert 1 <= len(told) <= 4
     assert told[-1].endswith("(4 of 4)")
     leans = []
     step = run
