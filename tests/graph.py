@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 NODE_ID = "7"
 
 
@@ -33,7 +35,8 @@ def run(node: type, **inputs: Any) -> Any:
     """Execute a node; widgets that are not given have their defaults. Returns its NodeOutput."""
     known = {entry.id for entry in node.define_schema().inputs or []}
     assert set(inputs) <= known, f"{node.__name__} has no input {sorted(set(inputs) - known)}"
-    return call(node, "EXECUTE_NORMALIZED", {**defaults(node), **inputs})
+    with torch.inference_mode():  # as ComfyUI does
+        return call(node, "EXECUTE_NORMALIZED", {**defaults(node), **inputs})
 
 
 def validate(node: type, **inputs: Any) -> bool | str:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .copy_engine import HostBlock, StreamCopyEngine, pin_blocks
-from .ram import free_ram_bytes
+from .copy_engine import HostBlock, StreamCopyEngine
+from .pinned import PinnedPool
 from .stream import SlotRing
 from .traffic import Traffic
 
@@ -17,18 +17,16 @@ from .traffic import Traffic
 class BlockStream:
     """Brings blocks to the device through slots, the next ones while one computes.
 
-    blocks: by their number, in the order they compute. prefetch: how many blocks ahead, 1 or more. keep_pinned: whether
-    the blocks may be copied into pinned memory, where there is room for that.
+    blocks: by their number, in the order they compute. prefetch: how many blocks ahead, 1 or more. pool: pinned memory
+    for the blocks; None keeps none there.
     """
 
     def __init__(
-        self, blocks: Mapping[int, HostBlock], prefetch: int, device: torch.device, keep_pinned: bool = True
+        self, blocks: Mapping[int, HostBlock], prefetch: int, device: torch.device, pool: PinnedPool | None = None
     ) -> None:
         self.blocks = frozenset(blocks)
-        if keep_pinned:
-            pin_blocks(list(blocks.values()), device, free_ram_bytes())
         self._hosts = dict(blocks)
-        self._engine = StreamCopyEngine(self._hosts, min(prefetch + 1, len(blocks)), device)
+        self._engine = StreamCopyEngine(self._hosts, min(prefetch + 1, len(blocks)), device, pool)
         self._ring = SlotRing(list(blocks), prefetch + 1, self._engine)
         self.num_bytes = self._engine.num_bytes
 

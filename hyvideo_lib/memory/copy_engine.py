@@ -8,54 +8,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .flat import FlatLayout
+from .pinned import PinnedPool, empty_bytes
 from .traffic import StallWatch, Traffic
 
 logger = logging.getLogger("hyvideo")
-PINNED_SHARE = 0.5
-"""Part of the free RAM that pinned blocks may take: pinned memory is lost to everything else."""
 
 
 class HostBlock:
-    """A block's tensors where they are at home, and their copy in one pinned buffer once there is one."""
+    """A block's tensors where they are at home, and their copy in pinned memory once there is one."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
         self.layout = FlatLayout(self.tensors)
-        self.pinned: Tensor | None = None
+        self.pinned: list[Tensor] | None = None
+        """Buffers of bytes that follow each other."""
+        self._room: list[Tensor] | None = None
 
-    def pin(self, is_pinned: bool = True) -> None:
-        """Make the copy. is_pinned: False makes it in ordinary memory, where nothing can be pinned."""
-        if self.pinned is None:
-            buffer = torch.empty(self.layout.num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
-            self.layout.pack(self.tensors, buffer)
-            self.pinned = buffer
+    def pin(self, pool: PinnedPool) -> None:
+        """Make the copy, if the pool has room for it."""
+        if self._room is None:
+            self._room = pool.take(self.layout.num_bytes)
+        if self._room is not None:
+            self.layout.pack(self.tensors, self._room)
+            self.pinned = self._room
 
-
-def pin_blocks(blocks: Sequence[HostBlock], device: torch.device, free_ram: int | None) -> int:
-    """Pin as many of the blocks, in order, as the share of the free RAM allows; how many are pinned then.
-
-    free_ram: bytes; None is unknown, and then none is pinned that was not.
-    """
-    budget = int(PINNED_SHARE * (free_ram or 0))
-    for block in blocks:
-        if block.pinned is not None:
-            continue
-        budget -= block.layout.num_bytes
-        if budget < 0:
-            break
-        try:
-            block.pin(device.type != "cpu")
-        except RuntimeError as error:  # the system has its own limit, which it does not tell beforehand
-            logger.info("no more memory can be pinned (%s)", str(error).splitlines()[0])
-            break
-    return sum(block.pinned is not None for block in blocks)
+    def unpin(self) -> None:
+        self.pinned = self._room = None
 
 
 def can_stream(device: torch.device) -> bool:
@@ -66,27 +51,28 @@ def can_stream(device: torch.device) -> bool:
 class StreamCopyEngine:
     """Copies blocks into slots of a device that has streams (CUDA, ROCm, XPU; the CPU's stand-ins serve for tests).
 
-    blocks: by their number. Every slot has room for the largest. Blocks that are not pinned go through one pinned
-    buffer per slot, filled by a thread.
+    blocks: by their number. Every slot has room for the largest. pool: where blocks are kept in pinned memory, each
+    from its first copy on, as long as there is room; None keeps none. Blocks without such a copy are carried by a
+    thread into one pinned buffer per slot first; into an ordinary one, slower, where no more can be pinned.
     """
 
-    def __init__(self, blocks: dict[int, HostBlock], num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self, blocks: dict[int, HostBlock], num_slots: int, device: torch.device, pool: PinnedPool | None = None
+    ) -> None:
         self._blocks = blocks
         self._device = device
+        self._pool = pool
         self._api: Any = torch.get_device_module(device)
-        size = max(block.layout.num_bytes for block in blocks.values())
-        self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(num_slots)]
+        self._size = max(block.layout.num_bytes for block in blocks.values())
+        with torch.inference_mode(False):  # a thread, which is in no such mode, writes to them
+            self.slots = [torch.empty(self._size, dtype=torch.uint8, device=device) for _ in range(num_slots)]
         self._stream = self._api.Stream() if device.type == "cpu" else self._api.Stream(device)
         self._arrived = [self._api.Event() for _ in self.slots]
         self._computed = [self._api.Event() for _ in self.slots]
         for slot in range(num_slots):  # the slots' memory may still be in use by what computed in it before
             self.release(slot)
-        self._staging: list[Tensor] = []
+        self._staging: dict[int, Tensor] = {}
         self._thread: ThreadPoolExecutor | None = None
-        if any(block.pinned is None for block in blocks.values()):
-            is_pinned = device.type != "cpu"
-            self._staging = [torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned) for _ in self.slots]
-            self._thread = ThreadPoolExecutor(1, "hyvideo-copy")
         self._pending: dict[int, Future[None]] = {}
         self._moved = 0
         self._stalls = StallWatch(self._api, device)
@@ -103,17 +89,18 @@ class StreamCopyEngine:
 
     def start(self, slot: int, block: int) -> None:
         host = self._blocks[block]
-        self._wait_for_thread(slot)
+        self._wait_for_thread(slot)  # what became of a copy that is forgotten does not matter
         self._moved += host.layout.num_bytes
         if host.pinned is not None:
             self._copy(slot, host.pinned)
         else:
-            assert self._thread is not None
+            self._thread = self._thread or ThreadPoolExecutor(1, "hyvideo-copy")
             self._pending[slot] = self._thread.submit(self._carry, slot, host)
 
     def finish(self, slot: int) -> None:
         self._stalls.begin()
-        self._wait_for_thread(slot)
+        if carried := self._wait_for_thread(slot):
+            carried.result()
         self._api.current_stream(self._device).wait_event(self._arrived[slot])
         self._stalls.end()
 
@@ -125,21 +112,44 @@ class StreamCopyEngine:
             self._thread.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
         self._api.current_stream(self._device).wait_stream(self._stream)
-        self.slots, self._staging = [], []
+        self.slots = []
+        self._staging.clear()
 
-    def _wait_for_thread(self, slot: int) -> None:
-        """Until the copy is enqueued, not until it is done."""
-        if pending := self._pending.pop(slot, None):
-            pending.result()
+    def _wait_for_thread(self, slot: int) -> Future[None] | None:
+        """Until the thread has enqueued the slot's copy, not until that is done; None if the thread has no such job."""
+        pending = self._pending.get(slot)
+        if pending:
+            wait([pending])  # remembered until then, for one who interrupts the waiting
+            del self._pending[slot]
+        return pending
 
+    @torch.no_grad()
     def _carry(self, slot: int, host: HostBlock) -> None:
-        self._arrived[slot].synchronize()  # the buffer's last copy has left it
-        host.layout.pack(host.tensors, self._staging[slot])
-        self._copy(slot, self._staging[slot][: host.layout.num_bytes])
+        if host.pinned is None and self._pool is not None:
+            host.pin(self._pool)
+        self._copy(slot, host.pinned or self._staged(slot, host))
 
-    def _copy(self, slot: int, source: Tensor) -> None:
+    def _staged(self, slot: int, host: HostBlock) -> list[Tensor]:
+        """The block in the slot's buffer."""
+        if slot not in self._staging:
+            self._staging[slot] = self._make_staging()
+        self._arrived[slot].synchronize()  # the buffer's last copy has left it
+        buffer = self._staging[slot][: host.layout.num_bytes]
+        host.layout.pack(host.tensors, [buffer])
+        return [buffer]
+
+    def _make_staging(self) -> Tensor:
+        try:
+            return empty_bytes(self._size, self._device.type != "cpu")
+        except RuntimeError as error:
+            logger.info("blocks are copied from memory that is not pinned (%s)", str(error).splitlines()[0])
+            return empty_bytes(self._size, is_pinned=False)
+
+    def _copy(self, slot: int, source: Sequence[Tensor]) -> None:
         with self._api.stream(self._stream):
             self._stream.wait_event(self._computed[slot])
-            target = self.slots[slot]
-            target[: len(source)].copy_(source, non_blocking=True)
+            target, done = self.slots[slot], 0
+            for piece in source:
+                target[done : done + len(piece)].copy_(piece, non_blocking=True)
+                done += len(piece)
             self._arrived[slot].record(self._stream)

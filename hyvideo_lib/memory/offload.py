@@ -18,6 +18,7 @@ from .block_stream import BlockStream
 from .block_swap import BlockSwap, choose_blocks, fit_resident
 from .copy_engine import HostBlock, can_stream
 from .memo import ModulationMemo, VectorsFn
+from .pinned import PinnedPool
 from .traffic import Traffic
 
 CopyFn = Callable[[Tensor, torch.device], Tensor]
@@ -107,6 +108,7 @@ class Offloader:
         ]
         self._places = {id(block): place for place, block in enumerate(blocks)}
         self._hosts: dict[int, HostBlock] = {}
+        self._pool: PinnedPool | None = None
         self._stream: BlockStream | None = None
         self._streamed = Traffic()  # through streams that are closed, and by blocks copied in their turn
         swapped = choose_blocks(self.swap, num_double, len(blocks) - num_double)
@@ -150,33 +152,59 @@ class Offloader:
             self.go_home()
         before = self.loaded_bytes
         self.device = device
-        for_blocks = None if budget is None else max(0, budget - self._fixed.num_bytes)
-        prefetch = self.swap.prefetch if self._can_stream_fn(device) else 0
-        sizes = [part.num_bytes for part in self._blocks]
-        kept = set(fit_resident(sizes, self._candidates, for_blocks, prefetch + 1))  # one is being computed
-        swapped = [i for i in range(len(self._blocks)) if i not in kept]
-        if self._stream and self._stream.blocks != frozenset(swapped):
-            self._close_stream()
-        for i in swapped:
-            if self._blocks[i].is_away:
-                self._blocks[i].go_home()
         try:
-            for part in (self._fixed, *(self._blocks[i] for i in sorted(kept))):
-                if not part.is_away:
-                    part.move(device)
-            if swapped and prefetch and not self._stream:
-                self._stream = BlockStream({i: self._host(i) for i in swapped}, prefetch, device, self._keep_pinned)
+            self._place(budget)
+            if self.num_swapped:
+                self._open_stream()
+            else:
+                self._unpin()
         except BaseException:
             self.go_home()
             raise
         self.is_apart = self.traffic.moved_bytes > 0
         return self.loaded_bytes - before
 
+    def _place(self, budget: int | None) -> None:
+        """Send blocks home and bring others, as `budget` bytes allow."""
+        assert self.device is not None
+        for_blocks = None if budget is None else max(0, budget - self._fixed.num_bytes)
+        sizes = [part.num_bytes for part in self._blocks]
+        kept = set(fit_resident(sizes, self._candidates, for_blocks, self._prefetch + 1))  # one is being computed
+        swapped = [i for i in range(len(self._blocks)) if i not in kept]
+        if self._stream and self._stream.blocks != frozenset(swapped):
+            self._close_stream()
+        for i in swapped:
+            if self._blocks[i].is_away:
+                self._blocks[i].go_home()
+        for part in (self._fixed, *(self._blocks[i] for i in sorted(kept))):
+            if not part.is_away:
+                part.move(self.device)
+
+    @property
+    def _prefetch(self) -> int:
+        return self.swap.prefetch if self.device is not None and self._can_stream_fn(self.device) else 0
+
+    def _open_stream(self) -> None:
+        """Slots for the blocks that are at home, where they can be streamed."""
+        if self._stream or not self._prefetch:
+            return
+        assert self.device is not None
+        hosts = {i: self._host(i) for i, part in enumerate(self._blocks) if not part.is_away}
+        if self._keep_pinned and self._pool is None:
+            self._pool = PinnedPool(sum(host.layout.num_bytes for host in hosts.values()), self.device)
+        self._stream = BlockStream(hosts, self._prefetch, self.device, self._pool)
+
+    def _unpin(self) -> None:
+        """Give back the blocks' copies in pinned memory, which nothing streams."""
+        for host in self._hosts.values():
+            host.unpin()
+        self._pool = None
+
     def unload(self, num_bytes: int) -> int:
         """Send blocks home until `num_bytes` are free, or all of them are; the bytes that left."""
         before = self.loaded_bytes
         if self.device is not None and self._blocks:
-            self.load(self.device, max(0, before - num_bytes))
+            self._place(max(0, before - num_bytes))  # slots for them are made when they are needed
         return before - self.loaded_bytes
 
     def go_home(self) -> None:
@@ -184,8 +212,7 @@ class Offloader:
         self._close_stream()
         self._memo.clear()
         for part in (self._fixed, *self._blocks):
-            if part.is_away:
-                part.go_home()
+            part.go_home()  # one that is lent just now as well
         self.device = None
 
     def remember(self, *vecs: Tensor | None) -> VectorsFn:
@@ -249,6 +276,7 @@ class Offloader:
             yield
             return
         part = self._blocks[place]
+        self._open_stream()
         try:
             if self._stream:
                 with self._stream.brought(place) as tensors:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from .block_swap import BlockSwap, choose_blocks, fit_resident, slot_bytes
-from .copy_engine import PINNED_SHARE
+from .pinned import pinned_bytes
 from .simulate import StreamCost, simulate
 
 Chosen = TypeVar("Chosen")
@@ -110,7 +110,7 @@ def plan_stage(
     for way in ways:
         placed = place(weights, way.work, free, swap)
         device_bytes = None if free is None else placed.resident + way.work
-        pinned = pinned_bytes([weights.blocks[i] for i in placed.swapped], ram)
+        pinned = pinned_bytes(sum(weights.blocks[i] for i in placed.swapped), ram)
         in_ram = PROCESS_BYTES + weights.num_bytes + (way.work if free is None else pinned)
         fits = device_bytes is None or placed.resident + with_reserve(way.work) <= (free or 0)
         if ram is not None and free is None:
@@ -120,18 +120,6 @@ def plan_stage(
         if fits:
             break
     return plan
-
-
-def pinned_bytes(blocks: Sequence[int], ram: int | None) -> int:
-    """What `pin_blocks` copies of blocks of these sizes, in order; of all where the free RAM is unknown."""
-    if ram is None:
-        return sum(blocks)
-    budget, total = int(PINNED_SHARE * ram), 0
-    for size in blocks:
-        if total + size > budget:
-            break
-        total += size
-    return total
 
 
 def step_cost(

@@ -14,8 +14,9 @@ from typing import Protocol
 class CopyEngine(Protocol):
     """Copies blocks into slots and orders that with computing. No call waits for a copy or for computing to end.
 
-    Of one slot the calls come as start, finish, release, start and so on. A start may also follow a start: the first
-    copy is then forgotten. A slot that was finished is released before it is started again, always.
+    Of one slot the calls come as start, finish, release, start and so on. A start may also follow a start, or a call
+    that failed: the first copy is then forgotten, and whether it failed. A slot that was finished is released before it
+    is started again, always.
     """
 
     def start(self, slot: int, block: int) -> None:
@@ -58,11 +59,15 @@ class SlotRing:
         """The slot that holds the block while the caller computes with it. Raises KeyError for a block not streamed."""
         self._go_to(self._places[block])
         this = self._used
-        while self._started < this + self._num_slots:
-            self._engine.start(self._started % self._num_slots, self._order[self._started % len(self._order)])
-            self._started += 1
         slot = this % self._num_slots
-        self._engine.finish(slot)
+        try:
+            while self._started < this + self._num_slots:
+                self._engine.start(self._started % self._num_slots, self._order[self._started % len(self._order)])
+                self._started += 1
+            self._engine.finish(slot)
+        except BaseException:
+            self._restart(0)  # what is in the slots is not what it was to be
+            raise
         try:
             yield slot
         finally:
@@ -70,6 +75,10 @@ class SlotRing:
             self._engine.release(slot)
 
     def _go_to(self, place: int) -> None:
+        if self._used % len(self._order) != place:
+            self._restart(place)
+
+    def _restart(self, place: int) -> None:
+        """Forget all copies that were started, and begin with the one at this place."""
         length = len(self._order)
-        if self._used % length != place:
-            self._used = self._started = -(-self._started // length) * length + place
+        self._used = self._started = -(-self._started // length) * length + place

@@ -23,9 +23,12 @@ def free_device_bytes(device: torch.device) -> int | None:
 
 
 def reset_device_peak(device: torch.device) -> None:
-    """Let `device_peak_bytes` count from now on; nothing where it does not count."""
+    """Let `device_peak_bytes` count from now on; nothing where it does not count.
+
+    A device that nobody has used has counted nothing, and does not take the call.
+    """
     api: Any = None if device.type == "cpu" else torch.get_device_module(device)
-    if hasattr(api, "reset_peak_memory_stats"):
+    if hasattr(api, "reset_peak_memory_stats") and api.is_initialized():
         api.reset_peak_memory_stats(device)
 
 
@@ -44,3 +47,11 @@ def give_back(device: torch.device) -> None:
     api: Any = None if device.type == "cpu" else torch.get_device_module(device)
     if hasattr(api, "empty_cache"):
         api.empty_cache()
+    give_back_pinned(device)
+
+
+def give_back_pinned(device: torch.device) -> None:
+    """Let the system have the pinned memory that nobody refers to any more, which PyTorch keeps otherwise."""
+    release = getattr(torch._C, "_host_emptyCache", None)
+    if device.type == "cuda" and release and torch.cuda.is_initialized():
+        release()

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import torch
 
+SAID = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "_alloc_failed",  # cuBLAS, cuDNN, hipBLAS: no room for their own state
+    "out_of_device_memory",  # Intel's driver
+    "out_of_host_memory",
+    "unable to find an engine to execute",  # cuDNN, where none of its ways has room for its workspace
+)
+NAMED = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))  # the first is new in 2.5
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is one of the many ways to say that memory ran out."""
     text = str(error).lower()
-    said = any(words in text for words in ("out of memory", "not enough memory", "can't allocate memory"))
-    is_named = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return is_named or (isinstance(error, RuntimeError) and said)
+    return isinstance(error, NAMED) or (isinstance(error, RuntimeError) and any(words in text for words in SAID))
 
 
 def reason_of(error: BaseException) -> str:

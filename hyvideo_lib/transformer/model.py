@@ -227,13 +227,14 @@ class HunyuanVideoTransformer(nn.Module):
                     return known
         if not is_lean:
             x = torch.cat([img, txt], dim=1)
-        for block in source.through(self.single_blocks):
-            if host:
-                host.check_interrupt()
-            if is_lean:
-                lean.single_block(cast(SingleBlock, block), x, condition, turn, joint_lengths, form)
-            else:
-                x = block(x, condition, rotation, joint_lengths)
+        with closing(source.through(self.single_blocks)) as singles:
+            for block in singles:
+                if host:
+                    host.check_interrupt()
+                if is_lean:
+                    lean.single_block(cast(SingleBlock, block), x, condition, turn, joint_lengths, form)
+                else:
+                    x = block(x, condition, rotation, joint_lengths)
         if cache:
             cache.after_blocks(x[:, :num_img])
         return x[:, :num_img]

@@ -1,14 +1,12 @@
 """Plans from sizes alone, held to what an Offloader does with the same sizes."""
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from hyvideo_lib.errors import InvalidSetting
 from hyvideo_lib.memory import BlockSwap, Offloader
-from hyvideo_lib.memory.copy_engine import HostBlock, pin_blocks
 from hyvideo_lib.memory.machine import CARDS, find_card, parse_amount
 from hyvideo_lib.memory.plan import (
     PROCESS_BYTES,
@@ -16,7 +14,6 @@ from hyvideo_lib.memory.plan import (
     Weights,
     block_flops,
     choose_way,
-    pinned_bytes,
     place,
     plan_stage,
     step_cost,
@@ -78,17 +75,6 @@ def test_blocks_go_before_the_way_changes_and_the_way_before_it_does_not_fit():
     assert (tight.fits, tight.way.label, len(tight.swapped)) == (True, "smaller", 6)
     hopeless = plan_stage("sample", WEIGHTS, ways, 300 * MIB, None, BlockSwap())
     assert (hopeless.fits, hopeless.way.label) == (False, "smaller")
-
-
-@pytest.mark.parametrize(("ram", "pinned"), [(None, 1200), (2400, 1200), (2399, 1000), (1000, 400), (0, 0)])
-def test_no_more_is_pinned_than_a_run_would_pin(ram, pinned):
-    """Six blocks of 200, all swapped; pinned are at most half of the RAM."""
-    sizes = [200] * 6
-    assert pinned_bytes(sizes, ram) == pinned
-    blocks = [HostBlock([torch.zeros(size, dtype=torch.uint8)]) for size in sizes]
-    size = blocks[0].layout.num_bytes  # rounded up, so that tensors lie well
-    if ram is not None:
-        assert size * pin_blocks(blocks, torch.device("cpu"), ram) == pinned_bytes([size] * 6, ram)
 
 
 def test_too_little_ram_is_told_beside_a_card_and_refused_without_one():

@@ -12,7 +12,7 @@ from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.pipeline import Files, GenerateRequest, SampleRun, generate, offload_transformer
 from hyvideo_lib.sampling import GuidanceConfig, make_sigmas
 from hyvideo_lib.text import TextEmbeds
-from hyvideo_lib.transformer import LeanConfig
+from hyvideo_lib.transformer import HunyuanVideoTransformer, LeanConfig
 
 SHAPE = 3, 64, 64
 
@@ -89,3 +89,24 @@ def test_a_stage_fits_its_runs_to_the_device(tiny_files, monkeypatch: pytest.Mon
     with caplog.at_level("INFO", logger="hyvideo"):
         assert relative_error(generate(request, files).latents, expected) <= 1e-4
     assert "heads attend in 2 groups" in caplog.text
+
+
+def test_what_a_run_came_down_to_is_where_the_next_of_its_size_begins(tiny_files, monkeypatch) -> None:
+    files = Files(**vars(tiny_files))
+    request = GenerateRequest("a red circle", width=32, height=32, frames=5, steps=2, seed=5, videos=2)
+    expected = generate(request, files).latents
+    forward, leans = HunyuanVideoTransformer.forward, []
+
+    def scarce(model, latents, *args, lean, **kwargs):
+        leans.append(lean)
+        if lean == LeanConfig():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(model, latents, *args, lean=lean, **kwargs)
+
+    monkeypatch.setattr(SampleRun, "working_bytes", lambda run, shape: 0)  # which is reckoned by a forward, too
+
+    monkeypatch.setattr(HunyuanVideoTransformer, "forward", scarce)
+    result = generate(request, files)
+    assert relative_error(result.latents, expected) <= 1e-4
+    assert leans == [LeanConfig(), *[LeanConfig(2)] * 4]
+    assert len(result.report.stages["sample"].rungs) == 1
