@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,10 @@ class Adding:
     """An adapter that adds what a function of the input and the output features says."""
 
     term: Callable[[Tensor, slice], Tensor]
+
+    @property
+    def origin(self) -> Hashable:
+        return self.term
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         pass

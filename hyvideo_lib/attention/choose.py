@@ -9,10 +9,10 @@ from functools import partial
 
 import torch
 
-from ..errors import InvalidSetting, MissingPackage
+from ..errors import InvalidSetting, MissingPackage, OutOfMemory
 from .api import AUTO, BACKENDS, AttendFn, attend
 from .backend import Backend, Kernel
-from .probe import TRIED_TOKENS, Verdict, probe
+from .probe import TRIED_TOKENS, Verdict, is_shortage, probe
 from .sdpa import SDPA
 
 MIN_BUCKET, MAX_BUCKET = 1024, 65_536
@@ -52,7 +52,8 @@ PLAIN = Attention(SDPA.name, attend)
 """PyTorch's own."""
 
 TimeFn = Callable[[Kernel, Problem], float]
-_fastest: dict[tuple[Problem, tuple[str, ...]], str] = {}
+_seconds: dict[tuple[Problem, str], float] = {}
+"""Of backends on the problem of a bucket; infinite for one that gives up on it."""
 
 
 def attention_names() -> list[str]:
@@ -66,7 +67,7 @@ def check_backend(
     """The named backend, tried on so many tokens at most.
 
     Raises InvalidSetting for an unknown one or one that cannot run, MissingPackage where it is not installed; both say
-    how to get it.
+    how to get it. OutOfMemory where there is none to try it.
     """
     if name not in BACKENDS:
         raise InvalidSetting(f"attention is {name!r}, but must be one of: {', '.join(attention_names())}.")
@@ -74,6 +75,8 @@ def check_backend(
     verdict = probe(backend, device, head_dim, dtype, min(tokens, TRIED_TOKENS))
     if verdict:
         return backend
+    if verdict.is_short:
+        raise OutOfMemory(f"The attention {name} {verdict.reason}. Free memory there, or take auto or sdpa.")
     text = f"The attention {name} {verdict.reason}. {backend.install} Or take auto or sdpa, which need nothing more."
     raise MissingPackage(text) if verdict.is_missing else InvalidSetting(text)
 
@@ -106,19 +109,20 @@ def agreeing(problem: Problem) -> list[Backend]:
 
 
 def fastest(backends: Sequence[Backend], problem: Problem, time_fn: TimeFn | None = None) -> Backend:
-    """The one that takes the least time, timed once for a problem's bucket. One that fails there is passed over."""
+    """The one that takes the least time, each timed once for a problem's bucket. One that fails there is passed over;
+    one that lacks the memory for it is tried again the next time."""
     if len(backends) == 1:
         return backends[0]
-    key = problem.bucket, tuple(backend.name for backend in backends)
-    if key not in _fastest:
-        seconds: dict[str, float] = {}
-        for backend in backends:
-            try:
-                seconds[backend.name] = (time_fn or seconds_of)(backend.load_fn(), problem.bucket)
-            except Exception:  # a kernel may give up at a length that the probe did not try, or lack the memory for it
-                seconds[backend.name] = float("inf")
-        _fastest[key] = min(seconds, key=lambda name: seconds[name])
-    return next(backend for backend in backends if backend.name == _fastest[key])
+    bucket = problem.bucket
+    for backend in backends:
+        key = bucket, backend.name
+        try:
+            if key not in _seconds:
+                _seconds[key] = (time_fn or seconds_of)(backend.load_fn(), bucket)
+        except Exception as error:  # a kernel may give up at a length that the probe did not try
+            if not is_shortage(error):
+                _seconds[key] = float("inf")
+    return min(backends, key=lambda backend: _seconds.get((bucket, backend.name), float("inf")))
 
 
 @torch.no_grad()

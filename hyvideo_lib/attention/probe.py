@@ -22,24 +22,36 @@ HEADS, TRIED_TOKENS = 2, 31 * 64 + 1
 
 @dataclass(frozen=True)
 class Verdict:
-    """reason: why a backend cannot be used; empty if it can. is_missing: because it is not installed."""
+    """reason: why a backend cannot be used; empty if it can. is_missing: because it is not installed. is_short: because
+    there was no memory to try it, which says nothing of the next time."""
 
     reason: str = ""
     is_missing: bool = False
+    is_short: bool = False
 
     def __bool__(self) -> bool:
         return not self.reason
 
 
-@cache
-@torch.no_grad()
 def probe(
     backend: Backend, device: torch.device, head_dim: int, dtype: torch.dtype, tokens: int = TRIED_TOKENS
 ) -> Verdict:
-    """Try a backend on a small random problem. The answer is kept as long as the process lives.
+    """Try a backend on a small random problem. The answer is kept as long as the process lives, unless memory ran out.
 
     tokens: of the run, as kernels may be wrong for few; of many, TRIED_TOKENS are tried.
     """
+    try:
+        return judge(backend, device, head_dim, dtype, tokens)
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        return Verdict(f"cannot be tried on {device}, as memory ran out ({_first_line(error)})", is_short=True)
+
+
+@cache
+@torch.no_grad()
+def judge(backend: Backend, device: torch.device, head_dim: int, dtype: torch.dtype, tokens: int) -> Verdict:
+    """The answer that is kept. Raises what running out of memory raises."""
     try:
         kernel = backend.load_fn()
     except Exception as error:  # a package that is built for another PyTorch may raise anything
@@ -58,6 +70,8 @@ def probe(
             cosine = torch.cosine_similarity(result, expected, dim=0).item()
             stretch = (result.norm() / expected.norm()).item()
     except Exception as error:  # what a kernel raises for a card, dtype or size that it does not know is its own affair
+        if is_shortage(error):
+            raise
         name = str(dtype).removeprefix("torch.")
         return Verdict(f"does not run on {device} in {name} with heads of {head_dim} ({_first_line(error)})")
     if cosine is None or stretch is None:
@@ -67,6 +81,11 @@ def probe(
     if not abs(stretch - 1) <= MAX_STRETCH:
         return Verdict(f"gives wrong numbers for {tokens} tokens ({stretch:.2f} times as large as PyTorch's)")
     return Verdict()
+
+
+def is_shortage(error: Exception) -> bool:
+    """Whether a device or the computer had no memory left."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _first_line(error: Exception) -> str:

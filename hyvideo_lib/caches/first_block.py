@@ -43,6 +43,10 @@ class FirstBlockCache(StepCache):
         super().release()
         self._before = None
 
+    def forget(self) -> None:
+        super().forget()
+        self._before = None
+
     def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
         self._before = self.store(img)
         return None

@@ -51,6 +51,10 @@ class Measurement(StepCache):
         self._norms.clear()
         self._before = None
 
+    def forget(self) -> None:
+        super().forget()
+        self._before = None
+
     def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
         self._before = self.store(img)
         return None

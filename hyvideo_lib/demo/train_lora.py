@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,11 @@ class Factors(nn.Module):
         self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
         self.scale = alpha / rank
         self.is_on = True
+
+    @property
+    def origin(self) -> Hashable:
+        """Another one every time: what is trained changes."""
+        return object()
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         pass  # they are where the model is

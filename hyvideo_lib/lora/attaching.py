@@ -7,10 +7,11 @@ same for weights of every storage, wherever they rest, and what is taken away ag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +49,14 @@ class LoraUse:
 class LinearAdapter:
     """What all LoRAs of a run add to a Linear, as one product. Called as the layer calls its adapters.
 
-    The matrices stay where and as what they were placed last, as long as the adapter lives.
+    The matrices stay where and as what they were placed last, until they are released.
     """
 
     def __init__(self, size: LayerSize, updates: Sequence[Weighted]) -> None:
         self._cost = cost_of(size, updates)
         self._out_features = size.out_features
         self._updates = updates
+        self.origin: Hashable = tuple((ref(update), strength) for update, strength in updates)
         self._placed: tuple[torch.device, torch.dtype] | None = None
         self._factors: tuple[Tensor, Tensor] | None = None
         self._diffs: tuple[Tensor | None, ...] = (None, None)
@@ -100,6 +102,10 @@ class LinearAdapter:
         diffs = joined_diffs(updates, self._out_features, dtype)
         self._diffs = tuple(None if diff is None else diff.to(device) for diff in diffs)
         self._placed = device, dtype
+
+    def release(self) -> None:
+        """Let go of the matrices."""
+        self._placed, self._factors, self._diffs = None, None, (None, None)
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """What the layer would make of x with this weight [N, in] and no bias."""
@@ -167,9 +173,10 @@ def attach(model: HunyuanVideoTransformer, loras: Sequence[LoraUse]) -> Iterator
             raise InvalidSetting(
                 f"{use.lora.coverage.file} was read for a transformer of other sizes. Load it again for this one."
             )
+    made = make_adapters(model, collect_updates(loras))
     before: list[tuple[Adapted, tuple[Adapter, ...] | None]] = []
     try:
-        for name, adapter in make_adapters(model, collect_updates(loras)).items():
+        for name, adapter in made.items():
             layer = cast(Adapted, model.get_submodule(name))
             before.append((layer, vars(layer).get("adapters")))
             layer.adapters = (*layer.adapters, adapter)
@@ -180,6 +187,8 @@ def attach(model: HunyuanVideoTransformer, loras: Sequence[LoraUse]) -> Iterator
                 del layer.adapters
             else:
                 layer.adapters = adapters
+        for adapter in made.values():  # whoever still holds one, such as the traceback of an error
+            adapter.release()
 
 
 def make_adapters(model: nn.Module, updates: Mapping[str, Sequence[Weighted]]) -> dict[str, LinearAdapter]:

@@ -7,7 +7,7 @@ once for all of them, one layer at a time, and the vectors are kept. That is exa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +25,17 @@ VisitFn = Callable[[nn.Module], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class _Entry:
-    """Vectors, and the LoRA terms that were in them."""
+    """Vectors, and what the LoRA terms in them were made from. The adapters themselves hold matrices on the device."""
 
     vectors: Vectors
-    adapters: tuple[Any, ...]
+    origins: tuple[Hashable, ...]
 
 
 class ModulationMemo:
     """Modulating vectors by the conditioning they come from.
 
-    A modulation has `vectors(vec)`, their `count`, and a `linear`, whose adapters count: other LoRAs, other vectors.
+    A modulation has `vectors(vec)`, their `count`, and a `linear`, whose adapters count by their origins: other LoRAs,
+    other vectors; the same LoRAs, attached anew, the same vectors.
     visit_fn brings its weights to the device while the caller computes with them.
     """
 
@@ -90,12 +91,12 @@ class ModulationMemo:
 
     def _find(self, modulation: Any, key: bytes) -> Vectors | None:
         entry = self._known.get(key, {}).get(id(modulation))
-        return entry.vectors if entry and _are_same(entry.adapters, modulation.linear.adapters) else None
+        return entry.vectors if entry and entry.origins == _origins(modulation) else None
 
     def _keep(self, modulation: Any, key: bytes, vectors: Vectors) -> Vectors:
         while len(self._known) >= KEPT and key not in self._known:
             del self._known[next(iter(self._known))]
-        self._known.setdefault(key, {})[id(modulation)] = _Entry(vectors, modulation.linear.adapters)
+        self._known.setdefault(key, {})[id(modulation)] = _Entry(vectors, _origins(modulation))
         return vectors
 
 
@@ -108,5 +109,5 @@ def _key(vec: Tensor) -> bytes:
     return bytes(vec.detach().cpu().contiguous().view(torch.uint8).numpy())
 
 
-def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+def _origins(modulation: Any) -> tuple[Hashable, ...]:
+    return tuple(adapter.origin for adapter in modulation.linear.adapters)

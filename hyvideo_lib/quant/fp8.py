@@ -54,6 +54,8 @@ def cast_fp8(weight: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor
     """Nearest fp8 number, without scale. Beyond the format's range it saturates; a bare cast gives NaN or
     infinity there, depending on PyTorch's version."""
     largest = torch.finfo(dtype).max
+    if weight.dtype in FP8_DTYPES:  # which PyTorch cannot clamp
+        weight = weight.float()
     return weight.clamp(-largest, largest).to(dtype)
 
 

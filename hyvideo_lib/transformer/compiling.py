@@ -110,6 +110,9 @@ class _Compiled:
         try:
             return compiled(*args)
         except compile_errors() as error:
+            shortage = shortage_in(error)
+            if shortage:  # with more memory it may go well
+                raise shortage from None
             self._fail(error)
             return self._plain(*args)
 
@@ -154,3 +157,13 @@ def compile_errors() -> tuple[type[Exception], ...]:
     names = ("InductorError", "CppCompileError", "InvalidCxxCompiler", "CppWrapperCodegenError")
     found += [getattr(exc, name) for name in names if hasattr(exc, name)]
     return tuple(found)
+
+
+def shortage_in(error: BaseException | None) -> BaseException | None:
+    """What was raised for a lack of memory on the device or in RAM, where the compiler's error stands for that."""
+    while error is not None:
+        says_so = "out of memory" in str(error).lower() and not isinstance(error, compile_errors())
+        if says_so or isinstance(error, MemoryError):
+            return error
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return None

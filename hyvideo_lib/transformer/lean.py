@@ -90,7 +90,7 @@ class Joint:
         """[B, L, n, D]; the buffers are given up."""
         q, k, v = self.q, self.k, self.v
         del self.q, self.k, self.v
-        return attend_fn(q, k, v, lengths).transpose(1, 2)
+        return attend_fn(q, k, v, lengths, into=q).transpose(1, 2)
 
 
 def attend_streams(streams: Sequence[Stream], num_heads: int, lengths: Sequence[int] | None, form: Form) -> Tensor:

@@ -7,6 +7,7 @@ by definition. A weight already in the right dtype is used as it lies, without a
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +28,10 @@ class Ops(Protocol):
 
 class Adapter(Protocol):
     """What a LoRA adds to a layer's output: of its input and the wanted output features, a term of that shape."""
+
+    @property
+    def origin(self) -> Hashable:
+        """What it was made from: two for the same layer add the same if these are equal. It holds no numbers."""
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Have what it multiplies with ready for tokens there and of that dtype. Called before tokens are."""

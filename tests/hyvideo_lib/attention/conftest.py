@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from hyvideo_lib.attention import choose
-from hyvideo_lib.attention.probe import probe
+from hyvideo_lib.attention.probe import judge
 
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     """Nothing is remembered from one test to the next."""
-    probe.cache_clear()
-    choose._fastest.clear()
+    judge.cache_clear()
+    choose._seconds.clear()
     yield
-    probe.cache_clear()
-    choose._fastest.clear()
+    judge.cache_clear()
+    choose._seconds.clear()
 
 
 @pytest.fixture

@@ -58,6 +58,18 @@ def test_what_padding_holds_changes_nothing_and_comes_back_finite(lengths: tuple
     assert again.isfinite().all()
 
 
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_items_that_run_one_by_one_may_be_put_where_their_queries_were(lengths: tuple[int, int], monkeypatch) -> None:
+    monkeypatch.setattr(api, "PER_ITEM_TOKENS", 0)
+    q, k, v = make_qkv()
+    expected = attend(q, k, v, lengths)
+    found = attend(q, k, v, lengths, into=q)
+    assert found is q or lengths == (7, 7)
+    assert found.isfinite().all()
+    for item, n in enumerate(lengths):
+        assert torch.equal(found[item, :, :n], expected[item, :, :n])
+
+
 @pytest.mark.usefixtures("_way")
 def test_gradients_flow_to_the_valid_tokens_only() -> None:
     q, k, v = (tensor.requires_grad_() for tensor in make_qkv())

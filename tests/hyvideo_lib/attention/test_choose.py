@@ -24,7 +24,7 @@ from hyvideo_lib.attention import (
     verdicts,
 )
 from hyvideo_lib.attention.sdpa import sdpa
-from hyvideo_lib.errors import InvalidSetting, MissingPackage
+from hyvideo_lib.errors import InvalidSetting, MissingPackage, OutOfMemory
 
 CPU = torch.device("cpu")
 PROBLEM = Problem(CPU, torch.float32, 16, 2, 3000)
@@ -77,6 +77,20 @@ def test_one_that_is_wrong_is_refused_by_name_too(monkeypatch: pytest.MonkeyPatc
     assert not verdicts(CPU, 16, torch.float32)["liar"]
 
 
+def test_one_that_there_is_no_memory_to_try_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = [torch.cuda.OutOfMemoryError("CUDA out of memory")]
+
+    def kernel(q, k, v):
+        if short:
+            raise short.pop()
+        return sdpa(q, k, v)
+
+    monkeypatch.setitem(BACKENDS, "large", Backend("large", lambda: kernel, "Mend it."))
+    with pytest.raises(OutOfMemory, match=r"attention large cannot be tried on cpu, as memory ran out \(CUDA out"):
+        choose_attention("large", PROBLEM)
+    assert choose_attention("large", PROBLEM).name == "large"
+
+
 def test_one_that_is_wrong_for_few_tokens_is_refused_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
     def shorter(q, k, v):
         return sdpa(q, k, v) * (1 - 40 / (k.shape[2] + 40))
@@ -112,14 +126,24 @@ def test_the_fastest_is_timed_once_for_all_of_a_size() -> None:
     assert len(timed) == 4
 
 
-def test_one_that_fails_at_the_real_size_is_passed_over() -> None:
+@pytest.mark.parametrize(
+    ("error", "is_forgotten"),
+    [(RuntimeError("too long"), False), (torch.cuda.OutOfMemoryError("CUDA out of memory"), True)],
+)
+def test_one_that_fails_at_the_real_size_is_passed_over(error: Exception, is_forgotten: bool) -> None:
+    """For good, or until there is memory for it."""
+    timed = []
+
     def seconds(kernel, problem: Problem) -> float:
-        if kernel is half:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return 5.0
+        timed.append(kernel)
+        if kernel is half and timed.count(half) == 1:
+            raise error
+        return {sdpa: 2.0, half: 1.0}[kernel]
 
     plain, other = BACKENDS["sdpa"], Backend("other", lambda: half, "")
     assert choose.fastest([plain, other], PROBLEM, seconds) is plain
+    assert choose.fastest([plain, other], PROBLEM, seconds) is (other if is_forgotten else plain)
+    assert timed == [sdpa, half, half][: 3 if is_forgotten else 2]
 
 
 def test_a_kernel_is_timed_on_a_problem_that_fills_a_card_but_not_its_memory() -> None:

@@ -136,3 +136,30 @@ def test_a_backend_is_tried_once() -> None:
     assert len(calls) == 1
     assert ask(backend, 32)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+def test_a_lack_of_memory_is_not_remembered(error: Exception) -> None:
+    short = [error]
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if short:
+            raise short.pop()
+        return sdpa(q, k, v)
+
+    backend = made_of(kernel)
+    verdict = ask(backend)
+    assert verdict.is_short
+    assert verdict.reason.startswith("cannot be tried on cpu, as memory ran out (")
+    assert ask(backend)
+
+
+def test_nor_where_there_is_none_for_the_problem_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    backend = made_of(sdpa)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", none_left)
+        assert ask(backend).is_short
+    assert ask(backend)

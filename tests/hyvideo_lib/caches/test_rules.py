@@ -3,11 +3,13 @@ own, says. Synthetic tokens are shown to the caches as the transformer shows the
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
-from hyvideo_lib.caches import METHODS, CacheConfig, MagCurve
+from hyvideo_lib.caches import METHODS, CacheConfig, MagCurve, Measurement
 from hyvideo_lib.caches.drift import relative_change
 from hyvideo_lib.sampling import make_sigmas
 
@@ -175,3 +177,24 @@ def test_the_tables_numbers_hold_where_the_user_names_none(name):
     assert (limits.threshold, limits.start, limits.max_skips) == (method.threshold, method.start, method.max_skips)
     named = CacheConfig(name, 0.5, 0.3, 0.8, 0).limits
     assert (named.threshold, named.start, named.end, named.max_skips) == (0.5, 0.3, 0.8, None)
+
+
+@pytest.mark.parametrize("reached", [1, 2, 3])
+@pytest.mark.parametrize("name", [*METHODS, "measure"])
+def test_nothing_of_a_pass_that_failed_half_way_is_held(name: str, reached: int) -> None:
+    cache = Measurement() if name == "measure" else begin(CacheConfig(name))
+    stored = []
+    store = cache.store
+
+    def listen(tensor: torch.Tensor) -> torch.Tensor:
+        made = store(tensor)
+        stored.append(weakref.ref(made))
+        return made
+
+    cache.store = listen
+    cache.begin(LEVELS[0], ("positive",))
+    steps = cache.before_call, lambda x: cache.before_blocks(x, lambda: x), cache.after_first
+    for step in steps[:reached]:
+        assert step(tokens(1.0)) is None
+    cache.forget()
+    assert not any(reference() is not None for reference in stored)

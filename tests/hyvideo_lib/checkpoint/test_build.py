@@ -138,6 +138,22 @@ def test_storage_in_fp8_equals_an_fp8_file(save_model: SaveModel) -> None:
         assert torch.equal(cast_on_load[name].float(), tensor.float()), name
 
 
+@pytest.mark.parametrize(("stored", "wanted"), [(FP8, torch.float8_e5m2), (torch.float8_e5m2, FP8)])
+def test_one_fp8_format_becomes_the_other(save_model: SaveModel, stored: torch.dtype, wanted: torch.dtype) -> None:
+    name = "double_blocks.1.img_mlp.fc1.weight"
+
+    def cast(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return plain_fp8_state_dict({**tensors, name: tensors[name] * 1e4}, stored)
+
+    path = save_model("dit_tiny_t2v", cast)
+    found = load_transformer(path, storage_dtype=wanted)
+    exact = load_file(path)[name].float()
+    assert found.get_parameter(name).dtype == wanted
+    largest = torch.finfo(wanted).max
+    assert exact.abs().max() >= 448
+    assert torch.equal(found.get_parameter(name).float(), exact.clamp(-largest, largest).to(wanted).float())
+
+
 def test_storage_cast_spares_norms_and_biases(save_model: SaveModel) -> None:
     path = save_model("dit_tiny_t2v", lambda tensors: {name: tensor.float() for name, tensor in tensors.items()})
     model = load_transformer(path, storage_dtype=torch.float16)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -259,6 +260,32 @@ def test_tensors_come_to_the_device_once_a_run_and_go_with_it(save: Save, monkey
         for _ in range(3):
             model(**transformer_inputs())
     assert len(placed) == use.lora.coverage.layers
+
+
+def test_no_matrices_are_left_after_a_run_and_the_next_finds_what_was_remembered(save: Save) -> None:
+    """The modulating vectors are kept for a run with the same LoRAs; the matrices in the adapters are not."""
+    model, lora, blocks = tiny_transformer().requires_grad_(False), read(save), parse_blocks("double, single")
+    use, other = LoraUse(lora, 1.0, blocks), LoraUse(lora, 0.5, blocks)
+    with torch.no_grad():
+        expected = {each: run(model, each) for each in (use, other)}
+    offloader = Offloader(model, model.blocks, 2, copy_fn=lambda tensor, _: tensor.clone(), aside=model.modulations)
+    offloader.load("cpu")
+    placed: list[weakref.ref[object]] = []
+
+    def brought(each: LoraUse) -> int:
+        """Bytes of the modulations' weights that a run asks for."""
+        before = offloader.traffic.moved_bytes
+        with torch.no_grad(), attach(model, [each]):
+            found = model(**transformer_inputs(), source=offloader)
+            held = [adapter for layer in model.modules() for adapter in getattr(layer, "adapters", ())]
+            placed.extend(weakref.ref(part) for adapter in held for part in (adapter, *(adapter._factors or ())))
+        assert torch.equal(found, expected[each])
+        assert all(adapter._factors is None for adapter in held)
+        return offloader.traffic.moved_bytes - before
+
+    assert [brought(each) for each in (use, use, other, other)] == [offloader.aside_bytes, 0] * 2
+    assert placed
+    assert not any(reference() for reference in placed)
 
 
 def test_what_they_take_on_the_device_is_known_beforehand(save: Save) -> None:

@@ -217,6 +217,41 @@ def test_running_out_of_memory_is_not_taken_for_a_failure_to_compile() -> None:
     assert not issubclass(MemoryError, compiling.compile_errors())
 
 
+@pytest.mark.parametrize("shortage", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+def test_nor_is_running_out_of_memory_while_it_compiles(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, shortage: Exception
+) -> None:
+    """The compiler wraps what is raised inside of it; the caller sees the bare error, and may try again."""
+    short = [shortage]
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
+        if short:
+            raise short.pop()
+        return module.forward
+
+    forget_all()
+    compile_by(monkeypatch, backend)
+    made, (gate, mlp) = compiling.compiled_pieces(TRACED), torch.randn(2, 1, 9, 16)
+    with torch.no_grad():
+        with pytest.raises(type(shortage)) as raised:
+            made.join_gelu(gate, mlp.clone())
+        assert raised.value is shortage
+        assert not made.join_gelu._state.has_failed
+        assert torch.equal(made.join_gelu(gate, mlp.clone()), pieces.PLAIN.join_gelu(gate, mlp.clone()))
+    assert not [record for record in caplog.records if record.name == "hyvideo"]
+    forget_all()
+
+
+def test_what_the_compiler_itself_says_of_memory_is_a_failure_to_compile() -> None:
+    """Such as a C++ compiler that ran out of it."""
+    wrapped = compiling.compile_errors()[0]("cc1plus: out of memory")
+    assert compiling.shortage_in(wrapped) is None
+    inner = MemoryError()
+    wrapped.__cause__ = RuntimeError("wrapped")
+    wrapped.__cause__.__cause__ = inner
+    assert compiling.shortage_in(wrapped) is inner
+
+
 def test_everything_that_is_compiled_says_what_it_takes() -> None:
     assert set(compiling.ARGUMENTS) == {*vars(pieces.PLAIN), *vars(chunks.AS_THEY_ARE)}
 

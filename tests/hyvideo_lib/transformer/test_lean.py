@@ -11,9 +11,11 @@ from tiny import TRANSFORMER, randomise, relative_error, tiny_transformer, trans
 from tiny_lora import make_layers
 from torch import Tensor, nn
 
+from hyvideo_lib.attention import api, attend
 from hyvideo_lib.checkpoint.joined import join_linear
 from hyvideo_lib.lora.attaching import make_adapters
 from hyvideo_lib.lora.update import Update
+from hyvideo_lib.memory.dry_run import count_peak
 from hyvideo_lib.quant import install, quantize_fp8
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
 from hyvideo_lib.transformer import LeanConfig, TransformerConfig, lean, ops
@@ -85,6 +87,24 @@ def test_a_lean_single_block_equals_the_plain_one(
         found = lean.single_block(block, x, condition, TURN, lengths, lean.Form(config))
     assert relative_error(valid(found, lengths), valid(plain, lengths)) <= TOLERANCE[dtype]
     assert found.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_items_of_unequal_length_take_no_more_than_equal_ones(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they run one by one; and they come to the same."""
+    monkeypatch.setattr(api, "PER_ITEM_TOKENS", 0)
+    block, condition, form = make(SingleBlock), make_condition(0, torch.float32), lean.Form(LeanConfig(groups))
+    x, lengths = noise(2, NUM_IMG + NUM_TXT, TRANSFORMER.hidden_size, seed=2), [23, 20]
+    with torch.no_grad():
+        plain = block(x, condition, ROTATION, lengths)
+        found = lean.single_block(block, x, condition, TURN, lengths, form)
+    assert relative_error(valid(found, lengths), valid(plain, lengths)) <= TOLERANCE[torch.float32]
+
+    def peak(lengths: list[int] | None) -> int:
+        like = torch.empty(2, 4096, 64, device="meta")
+        return count_peak(lambda: lean.Joint(like, 4096, 4, 0, 4).attend(lengths, attend))
+
+    assert peak([4096, 4000]) <= peak(None)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7, 18, None])
