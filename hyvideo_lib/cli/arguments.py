@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ..errors import BadInput, HyvError, InvalidGuidance, InvalidSetting, InvalidSteps
 
@@ -29,6 +29,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """argparse's, with the names of what was given (other than its default) in `given`, as the help has them."""
+        options, rest = super().parse_known_args(args, namespace)
+        names = [
+            next(iter(action.option_strings), action.dest)
+            for action in self._actions
+            if action.dest != "verb" and getattr(options, action.dest, None) not in (action.default, None, [])
+        ]
+        options.given = (*getattr(options, "given", ()), *names)
+        return options, rest
 
     def add_common(self) -> None:
         """What every verb has."""
