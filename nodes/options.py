@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..hyvideo_lib.caches import METHODS, CacheConfig, parse_curve
 from ..hyvideo_lib.errors import InvalidSetting
 from ..hyvideo_lib.memory import AUTO, BlockSwap
-from ..hyvideo_lib.sampling import GuidanceConfig
+from ..hyvideo_lib.sampling import CFG_RANGE, GuidanceConfig
 from ..hyvideo_lib.transformer import CompileConfig, RopeSettings
 from ..hyvideo_lib.transformer.compile_config import BACKENDS as COMPILE_BACKENDS
 from ..hyvideo_lib.transformer.compile_config import MODES as COMPILE_MODES
@@ -75,8 +75,8 @@ class Guidance(io.ComfyNode):
                 io.Float.Input(
                     "cfg_scale",
                     default=1.0,
-                    min=1.0,
-                    max=30.0,
+                    min=CFG_RANGE[0],
+                    max=CFG_RANGE[1],
                     step=0.1,
                     tooltip="How far to go past the prompt, away from the negative one. 1 is off. Above 1 every "
                     "guided step takes twice the time. 3 to 6 are usual.",

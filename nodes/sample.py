@@ -13,6 +13,8 @@ from torch import Tensor
 from ..hyvideo_lib.errors import InvalidGuidance, InvalidSetting, InvalidSize
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION
 from ..hyvideo_lib.sampling import (
+    EMBEDDED_RANGE,
+    SHIFT_RANGE,
     SOLVERS,
     GuidanceConfig,
     consecutive_seeds,
@@ -157,8 +159,8 @@ def _widgets() -> list[Any]:
         io.Float.Input(
             "guidance",
             default=6.0,
-            min=0.0,
-            max=100.0,
+            min=EMBEDDED_RANGE[0],
+            max=EMBEDDED_RANGE[1],
             step=0.1,
             tooltip="How closely the prompt is followed, in one pass. The released model uses 6, the demo 2. Higher "
             "is stiffer and more saturated. Costs nothing.",
@@ -166,8 +168,8 @@ def _widgets() -> list[Any]:
         io.Float.Input(
             "shift",
             default=7.0,
-            min=0.01,
-            max=100.0,
+            min=SHIFT_RANGE[0],
+            max=SHIFT_RANGE[1],
             step=0.01,
             tooltip="Moves steps towards the noisy end, where layout and motion are decided. 7 for 50 steps, 17 for "
             "under 20 with the released model, 3 for the demo. Costs nothing.",

@@ -9,12 +9,15 @@ Nothing heavy is imported until a verb runs, so that --help and a wrong option a
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from ..errors import HyvError, Interrupted
 from . import bench, convert, demo, doctor, generate, inspect, lora_merge, plan
 from .arguments import Parser
+from .interrupt import AT_ONCE, Stopper, handle_signals, telling_stops
 from .report import Console, unexpected
 
 VERBS = {
@@ -35,19 +38,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = Console(as_json="--json" in arguments, debug="--debug" in arguments)
     try:
-        return _run(arguments, console)
+        with handle_signals(signal.SIGINT) as stopper, telling_stops():
+            return _run_to_its_end(arguments, console, stopper)
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except HyvError as error:
         return console.fail(error)
-    except KeyboardInterrupt:
-        return console.fail(Interrupted("Stopped at once; nothing half-written was kept."))
     except BrokenPipeError:  # whoever read our output has seen enough
         return console.abandon()
     except Exception as error:
         return console.fail(unexpected(error))
     finally:
         console.close()
+
+
+def _run_to_its_end(arguments: list[str], console: Console, stopper: Stopper) -> int:
+    """The verb's exit code, or that of an interruption which it did not hear."""
+    if stopper.is_process:
+        stopper.leave = lambda: os._exit(console.fail(Interrupted(AT_ONCE)))
+    try:
+        code = _run(arguments, console)
+    finally:
+        stopper.is_over = True
+    if stopper.is_lost and code != Interrupted.exit_code:
+        console.note(f"Error: {AT_ONCE}")
+        return Interrupted.exit_code
+    return code
 
 
 def _run(arguments: list[str], console: Console) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ..errors import BadInput, HyvError, InvalidGuidance, InvalidSetting, InvalidSteps
 
@@ -29,6 +29,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """argparse's, with the names of what was given (other than its default) in `given`, as the help has them."""
+        options, rest = super().parse_known_args(args, namespace)
+        names = [
+            next(iter(action.option_strings), action.dest)
+            for action in self._actions
+            if action.dest != "verb" and getattr(options, action.dest, None) not in (action.default, None, [])
+        ]
+        options.given = (*getattr(options, "given", ()), *names)
+        return options, rest
 
     def add_common(self) -> None:
         """What every verb has."""
@@ -85,7 +96,7 @@ def add_sampling(parser: Parser, *, steps: int, shift: float, guidance: float, n
         type=real("shift", InvalidSetting),
         default=shift,
         metavar="X",
-        help=f"how far noise levels are moved towards noise, above 0 {_default(shift)}",
+        help=f"how far noise levels are moved towards noise, 0.01 to 100 {_default(shift)}",
     )
     group.add_argument("--solver", default="euler", metavar="NAME", help=f"{', '.join(SOLVERS)} {_default('euler')}")
     group.add_argument(
@@ -93,14 +104,14 @@ def add_sampling(parser: Parser, *, steps: int, shift: float, guidance: float, n
         type=real("guidance", InvalidGuidance),
         default=guidance,
         metavar="X",
-        help=f"embedded guidance, at no extra time {_default(guidance)}",
+        help=f"embedded guidance, 0 to 100, at no extra time {_default(guidance)}",
     )
     group.add_argument(
         "--cfg-scale",
         type=real("cfg_scale", InvalidGuidance),
         default=1.0,
         metavar="X",
-        help=f"classifier-free guidance against --negative, at twice the time; 1 is off {_default(1.0)}",
+        help=f"classifier-free guidance against --negative, at twice the time; up to 30, 1 is off {_default(1.0)}",
     )
     group.add_argument(
         "--negative", metavar="TEXT", help=f"what should not be seen, for --cfg-scale above 1 (default: {negative})"

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..demo import assets
 from ..errors import FileMissing
 from .arguments import Parser, add_cache, add_device, add_lora, add_sampling, add_swap, add_tiles
+from .conflicts import check_conflicts
 from .options import cache_options, choose_device, lora_options, precision_options, sampling_options, swap_options
 from .outputs import FOLDER, check_suffix, numbered
 from .report import Console
@@ -45,6 +46,7 @@ def run(options: Namespace, console: Console) -> int:
     from ..pipeline import Files, GenerateRequest, check_files, check_loras
     from .render import Renderer, Task
 
+    check_conflicts(options)
     output = check_suffix(options.out or OUTPUT, ".mp4", "--out")
     request = GenerateRequest(
         prompt=options.prompt,

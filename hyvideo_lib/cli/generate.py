@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BadInput, InvalidFrames, InvalidSetting, InvalidSize
 from .arguments import TEMPLATES, Parser, add_cache, add_device, add_lora, add_sampling, add_swap, add_tiles, number
+from .conflicts import check_conflicts
 from .options import (
     cache_options,
     choose_device,
@@ -133,6 +134,7 @@ def _add_output(parser: Parser) -> None:
 
 
 def run(options: Namespace, console: Console) -> int:
+    check_conflicts(options)
     return _decode(options, console) if options.decode else _generate(options, console)
 
 

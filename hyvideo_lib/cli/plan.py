@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import generate
 from .arguments import Parser
+from .conflicts import check_conflicts
 from .options import choose_device, precision_options, swap_options
 from .report import Console
 from .start import find_start
@@ -38,6 +39,7 @@ def run(options: Namespace, console: Console) -> int:
     from ..errors import OutOfMemory
     from ..pipeline.plan import PlannedFiles, describe_plan, plan_run
 
+    check_conflicts(options)
     request = replace(generate.request_from(options, find_start(options)), prompt="-")
     request.check()
     is_described = options.gpu_memory is not None or options.card is not None

@@ -44,7 +44,7 @@ from ..pipeline import (
 )
 from ..vae import Tiles
 from ..video import write_video
-from .interrupt import stop_on_signals
+from .interrupt import stop_on_signals, telling_stops
 from .progress import Progress, duration
 from .report import Console, describe, unexpected
 
@@ -169,12 +169,10 @@ class Renderer:
         """Do the work under the signal handlers. An error that ends the run is every open task's."""
         failure: HyvError | None = None
         try:
-            with stop_on_signals(self.host.cancel):
+            with telling_stops(), stop_on_signals(self.host.cancel):
                 work()
         except HyvError as error:
             failure = error
-        except KeyboardInterrupt:
-            failure = Interrupted("Stopped at once; nothing half-written was kept.")
         except Exception as error:
             failure = unexpected(error)
         self.progress.close()
@@ -341,7 +339,8 @@ class Renderer:
         if loading:
             task.stages.update(loading.stages)
         try:
-            yield clock
+            with telling_stops():
+                yield clock
         except HyvError as error:
             task.error = self._with_latents(error, task)
             if isinstance(error, FATAL):

@@ -7,7 +7,6 @@ limited to a part of the run if wanted, and optionally rescaled against the burn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -20,12 +19,16 @@ from ..errors import InvalidGuidance, InvalidSetting
 from .schedule import TIMESTEPS_PER_SIGMA, step_progress
 from .solvers import VelocityFn
 
+EMBEDDED_RANGE = (0.0, 100.0)
+CFG_RANGE = (1.0, 30.0)
+"""Beyond any use. Without a bound, numbers overflow steps later and look like a damaged file."""
+
 
 @dataclass(frozen=True)
 class GuidanceConfig:
     """How strongly the prompt steers. Checked when made; raises InvalidGuidance.
 
-    embedded: the distilled scale, >= 0; models without such an input ignore it. cfg_scale: >= 1, and 1 is off.
+    embedded: the distilled scale, 0..100; models without such an input ignore it. cfg_scale: 1..30, and 1 is off.
     cfg_start, cfg_end: the part of the run with CFG, as fractions of its steps. rescale: 0..1, how far the contrast is
     brought back to that of the positive branch. batched: both branches in one pass (faster), or in turn (less memory).
     """
@@ -38,8 +41,8 @@ class GuidanceConfig:
     batched: bool = True
 
     def __post_init__(self) -> None:
-        _check_range("embedded guidance", self.embedded, 0.0, math.inf, "The released model uses 6.")
-        _check_range("cfg_scale", self.cfg_scale, 1.0, math.inf, "1 switches CFG off.")
+        _check_range("guidance", self.embedded, *EMBEDDED_RANGE, "The released model uses 6.")
+        _check_range("cfg_scale", self.cfg_scale, *CFG_RANGE, "1 switches CFG off.")
         _check_range("cfg_start", self.cfg_start, 0.0, 1.0, "It is a fraction of the run's steps.")
         _check_range("cfg_end", self.cfg_end, 0.0, 1.0, "It is a fraction of the run's steps.")
         _check_range("rescale", self.rescale, 0.0, 1.0, "0 switches rescaling off.")
@@ -199,6 +202,5 @@ def _stack_branches(first: _Branch, second: _Branch) -> _Branch:
 
 
 def _check_range(name: str, value: float, low: float, high: float, advice: str) -> None:
-    if not (low <= value <= high and math.isfinite(value)):
-        accepted = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise InvalidGuidance(f"{name} is {value}, but must be {accepted}. {advice}")
+    if not low <= value <= high:
+        raise InvalidGuidance(f"{name} is {value}, but must be from {low:g} to {high:g}. {advice}")

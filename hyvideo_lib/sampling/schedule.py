@@ -17,14 +17,19 @@ from torch import Tensor
 from ..errors import InvalidSetting, InvalidSteps
 
 TIMESTEPS_PER_SIGMA = 1000.0
+SHIFT_RANGE = (0.01, 100.0)
+"""Far beyond what makes sense. A larger one leaves no noise levels between 1 and 0 in float32."""
 
 
 def make_sigmas(steps: int, shift: float) -> Tensor:
     """Noise levels of a run of `steps` steps.
 
     Returns [steps + 1], float32, strictly falling from exactly 1 to exactly 0.
-    Raises InvalidSteps unless steps is a whole number >= 1, InvalidSetting unless shift > 0.
+    Raises InvalidSteps unless steps is a whole number >= 1, InvalidSetting unless shift is within SHIFT_RANGE.
     """
+    low, high = SHIFT_RANGE
+    if not low <= shift <= high:
+        raise InvalidSetting(f"shift is {shift}, but must be from {low:g} to {high:g}. The released models use 7.")
     return shift_sigmas(torch.linspace(1.0, 0.0, check_steps(steps) + 1), shift)
 
 

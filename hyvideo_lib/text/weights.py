@@ -16,17 +16,26 @@ _SHOWN = 4
 def importing_transformers() -> Iterator[None]:
     """Say what to do where the import within fails: transformers loads other packages, which may be missing or broken.
 
-    Raises MissingPackage.
+    Raises MissingPackage, or KeyboardInterrupt where an import made another error of that.
     """
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:
+        if _is_interruption(error):
+            raise KeyboardInterrupt from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingPackage(
             f"The text encoders' layers come from the package transformers, which could not be loaded: {reason}. "
             "Install or repair what that names (often torchaudio or torchvision of another build than torch); for "
             "transformers itself: pip install -U transformers"
         ) from error
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether a KeyboardInterrupt is behind an error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def assign_weights(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:

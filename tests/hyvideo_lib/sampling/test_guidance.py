@@ -255,10 +255,12 @@ def test_combining_at_one_gives_the_positive() -> None:
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
-        ({"cfg_scale": 0.5}, "cfg_scale is 0.5, but must be at least 1"),
+        ({"cfg_scale": 0.5}, "cfg_scale is 0.5, but must be from 1 to 30"),
         ({"cfg_scale": float("nan")}, "cfg_scale is nan"),
         ({"cfg_scale": float("inf")}, "cfg_scale is inf"),
-        ({"embedded": -1.0}, "embedded guidance is -1"),
+        ({"embedded": -1.0}, "guidance is -1"),
+        ({"embedded": 1e30}, "guidance is 1e\\+30, but must be from 0 to 100"),
+        ({"cfg_scale": 1e30}, "cfg_scale is 1e\\+30"),
         ({"cfg_start": -0.1}, "cfg_start is -0.1, but must be from 0 to 1"),
         ({"cfg_end": 1.5}, "cfg_end is 1.5"),
         ({"cfg_start": 0.6, "cfg_end": 0.4}, "start must lie before the end"),

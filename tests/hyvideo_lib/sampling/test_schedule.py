@@ -63,7 +63,7 @@ def test_steps_that_are_no_positive_whole_number_are_refused(steps: int) -> None
         make_sigmas(steps, 7.0)
 
 
-@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("shift", [0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf")])
 def test_a_shift_that_is_not_positive_is_refused(shift: float) -> None:
     with pytest.raises(InvalidSetting, match="shift"):
         make_sigmas(10, shift)
