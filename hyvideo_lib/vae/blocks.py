@@ -15,10 +15,15 @@ from .norms import TileNorm
 NORM_EPS = 1e-6
 
 
+def norm_silu_conv(norm: TileNorm, conv: CausalConv3d, x: Tensor) -> Tensor:
+    """conv(silu(norm(x)))."""
+    if lean.suits(x):
+        return lean.norm_silu_conv(norm, conv, x)
+    return conv(norm_silu(norm, x))
+
+
 def norm_silu(norm: TileNorm, x: Tensor) -> Tensor:
     """silu(norm(x)). Without gradients the activation overwrites the norm's own output: one tensor less."""
-    if lean.suits(x):
-        return lean.normed_silu(norm, x)
     return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 

@@ -58,14 +58,6 @@ def swept(
     return out
 
 
-def normed_silu(norm: TileNorm, x: Tensor) -> Tensor:
-    """silu(norm(x)) as a whole video."""
-    out = empty_video(x, tuple(x.shape))
-    for frames, result in zip(frames_of(x), frames_of(out), strict=True):
-        norm_silu(norm, frames)(frames, result)
-    return out
-
-
 def norm_silu(norm: TileNorm, frames: Tensor) -> Prepare:
     """silu(norm(frames)), a few frames at a time: the statistics of all frames [T, C, H, W] are taken first."""
     gain, shift = gain_and_shift(norm, norm.statistics(frames))
@@ -74,7 +66,8 @@ def norm_silu(norm: TileNorm, frames: Tensor) -> Prepare:
         if window.dtype == torch.float32:
             torch.addcmul(shift, part, gain, out=window)
         else:
-            window.copy_(torch.addcmul(shift, part.float(), gain))
+            wide = part.float()
+            window.copy_(torch.addcmul(shift, wide, gain, out=wide))
         F.silu(window, inplace=True)
 
     return prepare

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import InvalidSetting, InvalidSize
 from ..geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, check_frames
 from ..host import HeadlessHost, Host
-from .blocks import NORM_EPS, DownBlock, MidBlock, UpBlock, norm_silu
+from .blocks import NORM_EPS, DownBlock, MidBlock, UpBlock, norm_silu_conv
 from .causal import CausalConv3d
 from .config import STRIDES, UPSAMPLES, VAEConfig
 from .norms import TileNorm, shared_statistics
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for layer in flat(self.down_blocks):
             x = layer(x)
-        return self.conv_out(norm_silu(self.conv_norm_out, self.mid_block(x)))
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, self.mid_block(x))
 
 
 class Decoder(nn.Module):
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for layer in flat(self.up_blocks):
             x = layer(x)
-        return self.conv_out(norm_silu(self.conv_norm_out, x))
+        return norm_silu_conv(self.conv_norm_out, self.conv_out, x)
 
 
 class CausalVideoVAE(nn.Module):

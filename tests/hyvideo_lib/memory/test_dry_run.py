@@ -117,3 +117,13 @@ def test_a_small_video_is_counted_without_numbers_as_with_them(verb, size):
     call, work = (vae.encode, encode_work) if verb == "encode" else (vae.decode, decode_work)
     wanted = count_peak(lambda: call(given), AllocationCounter(True))
     assert work(sketch, size, None, is_cpu=True) == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("work", [decode_work, encode_work])
+def test_in_16_bits_the_vae_makes_no_wide_copy_of_a_whole_video(work):
+    """The fullest moment is in a residual block: its input, and one tensor of its output."""
+    config = VAEConfig()
+    sketch = build_meta_vae(config).to(torch.bfloat16).eval()
+    size = 65, 256, 256
+    widest = 2 * config.block_channels[1] * 65 * 256 * 256
+    assert work(sketch, size, None) < 1.75 * widest

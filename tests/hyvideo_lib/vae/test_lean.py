@@ -8,7 +8,7 @@ from tiny import VAE, golden, golden_vae, randomise, relative_error, tiny_vae
 from torch import Tensor, nn
 
 from hyvideo_lib.vae import Tiles, lean, sweep, winograd
-from hyvideo_lib.vae.blocks import ResnetBlock, Upsample, norm_silu
+from hyvideo_lib.vae.blocks import ResnetBlock, Upsample, norm_silu_conv
 from hyvideo_lib.vae.causal import CausalConv3d
 from hyvideo_lib.vae.norms import TileNorm
 
@@ -127,13 +127,14 @@ def test_statistics_of_a_long_video_are_those_of_float64(offset: float) -> None:
 
 @torch.no_grad()
 @pytest.mark.usefixtures("always")
-def test_a_whole_normed_video_equals_the_plain_one() -> None:
-    norm = TileNorm(2, 8, 1e-6)
+def test_a_norm_before_a_convolution_equals_the_plain_one() -> None:
+    norm, conv = TileNorm(2, 8, 1e-6), CausalConv3d(8, 3)
     randomise(norm, 1)
+    randomise(conv, 2)
     x = noise(2, 8, 3, 4, 5)
     with torch.enable_grad():
-        expected = norm_silu(norm, x).detach()
-    assert relative_error(norm_silu(norm, x), expected) <= TOLERANCE
+        expected = norm_silu_conv(norm, conv, x).detach()
+    assert relative_error(norm_silu_conv(norm, conv, x), expected) <= TOLERANCE
 
 
 def test_training_and_thumbnails_take_the_plain_form() -> None:
