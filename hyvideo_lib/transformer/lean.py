@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Form:
 
 
 DEFAULT = Form()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ def attend_streams(streams: Sequence[Stream], num_heads: int, lengths: Sequence[
     groups = list(head_groups(num_heads, form.config.head_groups))
     if len(groups) > 1:
         out = like.new_empty(len(like), length, num_heads, like.shape[-1] // num_heads)
-    for first, last in groups:
+    for first, last in _telling(groups) if like.is_meta else groups:
         joint = Joint(like, length, num_heads, first, last)
         joint.fill(streams, form)
         if len(groups) == 1:
@@ -117,17 +118,19 @@ def head_groups(num_heads: int, count: int) -> Iterator[tuple[int, int]]:
         yield num_heads * i // count, num_heads * (i + 1) // count
 
 
-def pieces(x: Tensor, spans: Spans, config: LeanConfig) -> Iterator[tuple[int, int, Mods]]:
-    """(low, high, mods): chunks of x's tokens in order, each within one span.
+def _telling(parts: Sequence[T]) -> Sequence[T]:
+    """The first and the last: without numbers (on the meta device) only the memory counts, and those tell all of it."""
+    return (*parts[:1], *parts[1:][-1:])
 
-    Without numbers (on the meta device), where only the memory counts, those in the middle are left out.
-    """
+
+def pieces(x: Tensor, spans: Spans, config: LeanConfig) -> Iterator[tuple[int, int, Mods]]:
+    """(low, high, mods): chunks of x's tokens in order, each within one span."""
     length = x.shape[1]
     size = config.chunk_size(length)
     for start, end, mods in spans:
         last = length if end is None else min(end, length)
         lows = range(start, last, size)
-        for low in (*lows[:1], *lows[1:][-1:]) if x.is_meta else lows:
+        for low in _telling(lows) if x.is_meta else lows:
             yield low, min(low + size, last), mods
 
 
