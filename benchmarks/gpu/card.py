@@ -63,9 +63,9 @@ def measurement(seconds: list[float], peak: int | None, held: int) -> Measuremen
 
 def reset_peak(device: torch.device) -> int:
     """Let `peak_of` count from now on; the bytes that are held now."""
-    gc.collect()
     if device.type != "cuda":
         return 0
+    gc.collect()
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
 
@@ -106,7 +106,7 @@ def free_bytes(device: torch.device, gib: float) -> int:
 
 
 def empty(device: torch.device) -> None:
-    """Give back what nothing refers to."""
-    gc.collect()
+    """Give back what nothing refers to, on a card."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
