@@ -32,7 +32,7 @@ CAPS = (8.0, 12.0, 16.0, 24.0)
 """GiB. The least first, which decides, and shows what the others need not."""
 SIGMAS = (0.5, 0.0)
 """One step, at the noise level of the inputs that other tables use."""
-Plan = tuple[int, int, "int | None"]
+Plan = tuple[int, int, int | None]
 """Blocks in RAM, head groups, tokens at once."""
 
 

@@ -35,7 +35,7 @@ NUM_SIZES = 3
 """The largest and the two smallest. A turn of all sides takes its time, and 960 x 544 lies between them."""
 Place = Callable[[Inputs], AbstractContextManager[tuple[BlockSource, int]]]
 """In the context all is ready for a pass over these inputs: where the blocks come from, and how many stay in RAM."""
-Turn = tuple[float, "int | None", int, int]
+Turn = tuple[float, int | None, int, int]
 """Seconds, bytes at most, bytes held before, blocks in RAM."""
 
 

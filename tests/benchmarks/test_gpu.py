@@ -1,6 +1,7 @@
 """The tables that a graphics card fills run on a CPU in tiny sizes, and tell what they are told."""
 
 import json
+import re
 import sys
 import weakref
 from contextlib import contextmanager
@@ -39,12 +40,8 @@ def test_every_table_runs_in_small(name, capsys):
     assert {row["benchmark"] for row in rows} == {f"gpu {name}"}
     for row in rows:
         assert row.get("output_difference", 0) < 0.1
-        if row["kind"] == "skipped" and row["side"] in (OURS, "diffusers", *decode_sides()) and name != "compiled":
-            assert row["skipped"].startswith("as under") or name == "products"
-
-
-def decode_sides():
-    return decode.FITTING, decode.REFERENCE_TILES, decode.PEER
+        if row["kind"] == "skipped" and not row["side"].startswith("sdpa "):  # of which a CPU has only some
+            assert not re.match(r"out of memory|\w*(Error|Invalid\w*): ", row["skipped"])
 
 
 def test_a_case_can_be_chosen(capsys):
