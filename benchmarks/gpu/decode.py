@@ -22,7 +22,6 @@ from benchmarks.peers import diffusers_vae, set_tiles
 from benchmarks.rows import OURS, Measurement, Options, Row, measured_row, skipped_row
 from hyvideo_lib.pipeline.tiles import FIT, VAEWork, describe_size
 from hyvideo_lib.vae import CausalVideoVAE, Tiles, VAEConfig
-from hyvideo_lib.video import frames_from_pixels
 
 CAPS = (8.0, 12.0, 24.0)
 """GiB. The least first, which decides."""
@@ -100,7 +99,7 @@ class Decoding:
 
     def _diffusers(self, case: str, gib: float) -> Iterator[Row]:
         peer, latents = self._peer(), self._latents()
-        measure = partial(self._measured, lambda: frames_from_pixels(peer.decode(latents).sample[0]))
+        measure = partial(self._measured, lambda: to_bytes(peer.decode(latents).sample))
         yield from self._rows(case, gib, PEER, REFERENCE, lambda: (REFERENCE, measure()))
 
     def _measured(self, call: Callable[[], Tensor]) -> Measurement:
@@ -139,7 +138,14 @@ def streamed(vae: CausalVideoVAE, latents: Tensor, tiles: Tiles | None, clip: Cl
     """Bytes [F, H, W, 3] on the CPU, a span at a time, as the product makes them."""
     frames, done = torch.empty(clip.frames, clip.height, clip.width, 3, dtype=torch.uint8), 0
     for span in vae.decode_spans(latents, tiles):
-        part = frames_from_pixels(span[0])
+        part = to_bytes(span)
         frames[done : done + len(part)] = part
         done += len(part)
     return frames
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Bytes [F, H, W, 3] on the CPU of pixels [1, 3, F, H, W]."""
+    from hyvideo_lib.video import frames_from_pixels  # wants NumPy, which other tables do without
+
+    return frames_from_pixels(pixels[0])
