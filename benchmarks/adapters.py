@@ -7,15 +7,17 @@ outputs, which without the LoRA is what it does. All token-wide layers have one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from benchmarks.cases import Case, all_rows
 from benchmarks.lean import QUICK_GRID, SMALL, TEXT, Block
-from benchmarks.measure import Side, compare
+from benchmarks.measure import Side, compared
 from benchmarks.products import SHORT_GRID, WIDE, in_fp8
-from benchmarks.rows import OURS, Options, Row, compared_rows
+from benchmarks.rows import OURS, Options, Row
 from benchmarks.transformer import build
 from hyvideo_lib.lora import LowRank
 from hyvideo_lib.lora.attaching import LinearAdapter
@@ -44,16 +46,16 @@ class Beside(LinearAdapter):
 def run(options: Options) -> Iterator[Row]:
     config, grids = (SMALL, (QUICK_GRID,)) if options.is_quick else (WIDE, GRIDS)
     for dtype in options.dtypes:
-        yield from adapter_rows("adapters", config, grids, dtype, options)
+        yield from all_rows(adapter_cases("adapters", config, grids, dtype, options), options)
 
 
-def adapter_rows(
+def adapter_cases(
     benchmark: str,
     config: TransformerConfig,
     grids: Sequence[tuple[int, int, int]],
     dtype: torch.dtype,
     options: Options,
-) -> Iterator[Row]:
+) -> Iterator[Case]:
     """Both kinds of block, over (T, H, W) image tokens and a full text."""
     device = options.device
     for storage in (STORED, FP8):
@@ -70,10 +72,9 @@ def adapter_rows(
                 block = Block(getattr(model, f"{kind}_blocks")[0], x, condition, turn, LeanConfig())
                 ours = with_adapters(model, merging, block.lean)
                 for peer, other in (("beside", beside), ("without", {})):
-                    if options.wants(f"{case}, {peer}"):
-                        sides = {OURS: ours, peer: with_adapters(model, other, block.lean)}
-                        results = compare(sides, options.repeats, device)
-                        yield from compared_rows(benchmark, f"{case}, {peer}", *results)
+                    sides = {OURS: ours, peer: with_adapters(model, other, block.lean)}
+                    name = f"{case}, {peer}"
+                    yield Case(name, partial(compared, benchmark, name, sides, options))
 
 
 def make_adapters(

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.rows import Measurement
+from benchmarks.rows import Measurement, Options, Row, compared_rows
 
 Side = Callable[[], Tensor]
 
@@ -42,6 +42,11 @@ def compare(sides: Mapping[str, Side], repeats: int, device: torch.device) -> tu
         for name, side in sides.items():
             seconds[name].append(seconds_of(side, device))
     return {name: Measurement(seconds[name], memory[name]) for name in sides}, difference
+
+
+def compared(benchmark: str, case: str, sides: Mapping[str, Side], options: Options) -> Iterator[Row]:
+    """The rows of one case."""
+    yield from compared_rows(benchmark, case, *compare(sides, options.repeats, options.device))
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:

@@ -145,6 +145,18 @@ def diffusers_transformer(model: HunyuanVideoTransformer, **options: Any) -> Any
     return peer.requires_grad_(False).eval()
 
 
+def drop_masks(peer: Any) -> None:
+    """Let diffusers' transformer attend without a mask, as it may where all text is valid."""
+    from diffusers.models.attention_processor import Attention
+
+    def without_mask(module: Any, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**options, "attention_mask": None}
+
+    for module in peer.modules():
+        if isinstance(module, Attention):
+            module.register_forward_pre_hook(without_mask, with_kwargs=True)
+
+
 def diffusers_vae(vae: CausalVideoVAE) -> Any:
     """diffusers' VAE with the weights of ours, whole in time and space until `set_tiles`."""
     from diffusers import AutoencoderKLHunyuanVideo

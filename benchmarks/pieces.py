@@ -8,14 +8,16 @@ compiling: the pieces, or all but attention at once. In 8 bits the rounding of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.cases import Case, all_rows
 from benchmarks.lean import QUICK_GRID, SMALL, TEXT, Block
-from benchmarks.measure import Side, compare
+from benchmarks.measure import Side, compared
 from benchmarks.products import DENSE, SHORT_GRID, WIDE, in_fp8
-from benchmarks.rows import OURS, Options, Row, compared_rows
+from benchmarks.rows import OURS, Options, Row
 from hyvideo_lib.quant import use_product
 from hyvideo_lib.transformer import CompileConfig, LeanConfig, TransformerConfig
 from hyvideo_lib.transformer.chunks import AS_THEY_ARE, Chunks
@@ -42,33 +44,32 @@ def run(options: Options) -> Iterator[Row]:
             if options.wants(case):
                 yield from _rows("pieces", case, {OURS: bound(call, compiled), AS_IS: bound(call, PLAIN)}, options)
         grid = QUICK_GRID if options.is_quick else SHORT_GRID
-        yield from block_rows("pieces", config, grid, dtype, (DENSE, EIGHT_BIT), options)
+        yield from all_rows(block_cases("pieces", config, grid, dtype, (DENSE, EIGHT_BIT), options), options)
 
 
-def block_rows(
+def block_cases(
     benchmark: str,
     config: TransformerConfig,
     grid: tuple[int, int, int],
     dtype: torch.dtype,
     products: Sequence[str],
     options: Options,
-) -> Iterator[Row]:
+) -> Iterator[Case]:
     """Both kinds of block compiled in both scopes against as it is, over (T, H, W) image tokens and a full text."""
     for product in products:
         blocks = blocks_of(config, grid, dtype, product, options.device)
         for kind, make in blocks.items():
             for scope in SCOPES:
                 case = f"{kind} block, {str(dtype).removeprefix('torch.')}, {product}, {scope} compiled"
-                if options.wants(case):
-                    sides = {OURS: make(compiled_chunks(CompileConfig(scope=scope))), AS_IS: make(AS_THEY_ARE)}
-                    yield from _rows(benchmark, case, sides, options)
+                sides = {OURS: make(compiled_chunks(CompileConfig(scope=scope))), AS_IS: make(AS_THEY_ARE)}
+                yield Case(case, partial(_rows, benchmark, case, sides, options))
 
 
 def _rows(benchmark: str, case: str, sides: dict[str, Side], options: Options) -> Iterator[Row]:
     with torch.no_grad():
         for side in sides.values():
             side()  # compiles
-    yield from compared_rows(benchmark, case, *compare(sides, options.repeats, options.device))
+    yield from compared(benchmark, case, sides, options)
 
 
 def bound(call: Callable[[Pieces], Tensor], pieces: Pieces) -> Side:

@@ -8,6 +8,7 @@ carry what a model of a machine says; a side that could not run says why in `ski
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -28,7 +29,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line chose. only: part of the names of the cases to run; folder: for large temporary files."""
+    """What the command line chose. only: part of the names of the cases to run; folder: for large temporary files;
+    minutes: for each table, where tables keep to a time."""
 
     repeats: int
     is_quick: bool
@@ -36,6 +38,7 @@ class Options:
     device: torch.device
     dtypes: tuple[torch.dtype, ...]
     folder: Path
+    minutes: float = math.inf
 
     def wants(self, case: str) -> bool:
         return self.only in case

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.adapters import adapter_rows
+from benchmarks.adapters import adapter_cases
 from benchmarks.gpu.products import GRID
+from benchmarks.gpu.table import Table
 from benchmarks.lean import QUICK_GRID, SMALL
 from benchmarks.products import WIDE
 from benchmarks.rows import Options, Row
@@ -14,4 +15,5 @@ from benchmarks.rows import Options, Row
 def run(options: Options) -> Iterator[Row]:
     config, grid = (SMALL, QUICK_GRID) if options.is_quick else (WIDE, GRID)
     (dtype,) = options.dtypes
-    yield from adapter_rows("gpu adapters", config, [grid], dtype, options)
+    table = Table("gpu adapters", options)
+    yield from table.rows_of(adapter_cases(table.benchmark, config, [grid], dtype, options))

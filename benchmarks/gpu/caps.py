@@ -1,54 +1,102 @@
-"""Which sizes run on a card of so much memory, in 8 bit: the planner's own choices, one step, and its peak."""
+"""Which sizes run on a card of so much memory, in 8 bit: the planner's own choices, one step, and its peak.
+
+Where memory runs out all the same, the step goes on further down the ladder, as a run does, and the row says by which
+rungs. A cap under which a size runs as under a smaller one is not measured again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache, partial
 
 import torch
+from torch import Tensor
 
+from benchmarks.cases import Case
 from benchmarks.gpu import card
-from benchmarks.gpu.clips import TEXT_TOKENS, Clip, clips
-from benchmarks.gpu.models import FP8, TINY_TRANSFORMER, TRANSFORMER, random_transformer
-from benchmarks.rows import OURS, Options, Row, measured_row, skipped_row
-from benchmarks.transformer import GUIDANCE
+from benchmarks.gpu.clips import TEXT_TOKENS, Clip, clips, cropped
+from benchmarks.gpu.models import FP8, random_transformer
+from benchmarks.gpu.step import config_of
+from benchmarks.gpu.table import Table
+from benchmarks.rows import OURS, Measurement, Options, Row, measured_row, skipped_row
+from hyvideo_lib.host import HeadlessHost
+from hyvideo_lib.memory import Offloader
 from hyvideo_lib.memory.plan import with_reserve
-from hyvideo_lib.pipeline import offload_transformer
+from hyvideo_lib.pipeline import Ladder, SampleRun, offload_transformer
+from hyvideo_lib.pipeline.ladder import load_weights
 from hyvideo_lib.pipeline.working import SampleWork
 from hyvideo_lib.sampling import GuidanceConfig
-from hyvideo_lib.transformer import HunyuanVideoTransformer
+from hyvideo_lib.text import TextEmbeds
 
-CAPS = (24.0, 16.0, 12.0, 8.0)
-SYSTEM = 0.5
-"""GiB of a card that are the desktop's and the driver's."""
+CAPS = (8.0, 12.0, 16.0, 24.0)
+"""GiB. The least first, which decides, and shows what the others need not."""
+SIGMAS = (0.5, 0.0)
+"""One step, at the noise level of the inputs that other tables use."""
+Plan = tuple[int, int, int | None]
+"""Blocks in RAM, head groups, tokens at once."""
 
 
 @torch.no_grad()
 def run(options: Options) -> Iterator[Row]:
-    config = TINY_TRANSFORMER if options.is_quick else TRANSFORMER
-    model = random_transformer(config, FP8, options.device).to("cpu")
-    card.empty(options.device)
-    for clip in clips(options.is_quick):
-        for gib in CAPS:
-            case = f"{clip.name} ({clip.tokens} tokens), {gib:g} GiB, fp8"
-            if options.wants(case):
-                with card.capped(options.device, gib - SYSTEM):
-                    yield one_step(model, clip, gib - SYSTEM, case, options)
+    table = Table("gpu caps", options)
+    yield from table.rows_of(Capped(table.benchmark, options).cases())
 
 
-def one_step(model: HunyuanVideoTransformer, clip: Clip, gib: float, case: str, options: Options) -> Row:
-    inputs = clip.inputs(model.config, model.compute_dtype, options.device)
-    free = card.free_bytes(options.device, gib)
-    assert free is not None
-    source = offload_transformer(model)
-    lean, working = SampleWork(model, source, clip.latents, TEXT_TOKENS, 1, GuidanceConfig()).fitted(free)
-    try:
-        source.load(options.device, max(0, free - with_reserve(working)))
-        call = lambda: model(**inputs, guidance=GUIDANCE, source=source, lean=lean)  # noqa: E731
-        result = card.measure(call, options.device, options.repeats)
+class Capped:
+    """One model, whose blocks are pinned once for all caps, and the plans that were measured."""
+
+    def __init__(self, benchmark: str, options: Options) -> None:
+        self._benchmark, self._options, self._device = benchmark, options, options.device
+        self._config = config_of(options)
+        self._source = cache(self._make_source)
+        self._known: dict[tuple[Clip, Plan], float] = {}
+
+    def cases(self) -> Iterator[Case]:
+        for clip in clips(self._options.is_quick):
+            for gib in CAPS:
+                case = f"{clip.name} ({clip.tokens} tokens), {gib:g} GiB, fp8"
+                yield Case(case, partial(self._rows, clip, gib, case), OURS, clip.operations(self._config))
+
+    def _make_source(self) -> Offloader:
+        return offload_transformer(random_transformer(self._config, FP8, self._device).to("cpu"))
+
+    def _rows(self, clip: Clip, gib: float, case: str) -> Iterator[Row]:
+        source = self._source()
+        with card.capped(self._device, gib):
+            try:
+                yield self._one_step(source, clip, gib, case)
+            finally:
+                source.go_home()
+
+    def _one_step(self, source: Offloader, clip: Clip, gib: float, case: str) -> Row:
+        model = source.module
+        inputs = clip.inputs(self._config, model.compute_dtype, self._device)
+        free = card.free_bytes(self._device, gib)
+        lean, working = SampleWork(model, source, clip.latents, TEXT_TOKENS, 1, GuidanceConfig()).fitted(free)
+        embeds = TextEmbeds(inputs["text_embeds"], inputs["text_mask"].long(), inputs["pooled_embeds"], (0,))
+        host, sigmas = HeadlessHost(self._device), torch.tensor(SIGMAS)
+        run = SampleRun(model, embeds, None, sigmas, 1.0, host, source=source, lean=lean)
+        load_weights(run, source, max(0, free - with_reserve(working)))
+        plan = source.num_swapped, lean.head_groups, lean.chunk_tokens
+        if (clip, plan) in self._known:
+            return skipped_row(self._benchmark, case, OURS, f"as under {self._known[clip, plan]:g} GiB: the same plan")
         predicted = source.loaded_bytes + working
-        plan = {"swapped": source.num_swapped, "head_groups": lean.head_groups, "predicted_bytes": predicted}
-    except torch.OutOfMemoryError:
-        return skipped_row("gpu caps", case, OURS, card.OUT_OF_MEMORY)
-    finally:
-        source.go_home()
-    return {**measured_row("gpu caps", case, OURS, result), **plan}
+        ladder = Ladder(run)
+        result = self._measured(ladder, inputs)
+        if not run.rungs:  # else a larger cap may do without them
+            self._known[clip, plan] = gib
+        lean = ladder.run.lean
+        facts = {"swapped": source.num_swapped, "head_groups": lean.head_groups, "chunk_tokens": lean.chunk_tokens}
+        more = {**facts, "planned_swapped": plan[0], "predicted_bytes": predicted, "rungs": run.rungs}
+        return {**measured_row(self._benchmark, case, OURS, result), **more}
+
+    def _measured(self, ladder: Ladder, inputs: dict[str, Tensor]) -> Measurement:
+        """Where it ended on the ladder: again after every rung, whose failed attempt should not count."""
+        velocity_fn = ladder.velocity_fn(lambda run: run.velocity_fn(), lambda: None)
+        velocity_fn(cropped(inputs)["latents"].float(), SIGMAS[0])
+        while True:
+            before = len(ladder.run.rungs)
+            latents = inputs["latents"].float()
+            result = card.measure(lambda x=latents: velocity_fn(x, SIGMAS[0]), self._device, self._options.repeats)
+            if len(ladder.run.rungs) == before:
+                return result

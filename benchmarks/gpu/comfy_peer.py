@@ -17,16 +17,20 @@ from hyvideo_lib.transformer import HunyuanVideoTransformer
 Forward = Callable[[dict[str, Tensor]], Tensor]
 
 
-def comfy_transformer(model: HunyuanVideoTransformer) -> Forward | str:
-    """Its forward on the inputs of ours, the weights being the same tensors; or why it is not measured."""
+def comfy_path() -> str:
+    """Where ComfyUI is. Raises ImportError."""
     path = os.environ.get("COMFYUI_PATH")
     if not path or not Path(path, "comfy").is_dir():
-        return "COMFYUI_PATH does not lead to a ComfyUI"
+        raise ImportError("COMFYUI_PATH does not lead to a ComfyUI")
+    return path
+
+
+def comfy_transformer(model: HunyuanVideoTransformer) -> Forward:
+    """Its forward on the inputs of ours, the weights being the same tensors. Raises ImportError where it is not."""
+    path = comfy_path()
     sys.path.insert(0, path)
     try:
         return _build(model)
-    except ImportError as error:
-        return f"ComfyUI could not be imported: {error}"
     finally:
         sys.path.remove(path)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks.gpu.table import Table
 from benchmarks.lean import QUICK_GRID, SMALL
-from benchmarks.products import WIDE, product_rows
+from benchmarks.products import WIDE, product_cases
 from benchmarks.rows import Options, Row
 
 GRID = (33, 30, 33)
@@ -15,4 +16,5 @@ GRID = (33, 30, 33)
 def run(options: Options) -> Iterator[Row]:
     config, grid = (SMALL, QUICK_GRID) if options.is_quick else (WIDE, GRID)
     (dtype,) = options.dtypes
-    yield from product_rows("gpu products", config, grid, dtype, options)
+    table = Table("gpu products", options)
+    yield from table.rows_of(product_cases(table.benchmark, config, grid, dtype, options))

@@ -1,28 +1,42 @@
 """One step with all blocks in RAM: streamed, copied each in its turn, and exchanged, against all of them on the card.
 
-The exchange is what peers do that keep one place for each block: it goes to the card, and back after it computed.
+The exchange is what peers do that keep one place for each block: it goes to the card, and back after it computed. The
+sides take turns, as benchmarks.measure lets them, so that what changes on the card in minutes touches all of them.
+Bringing the weights for a turn is not timed, nor is what is done once in a run of many steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 
 import torch
 from torch import nn
 
+from benchmarks.cases import Case
 from benchmarks.gpu import card
-from benchmarks.gpu.clips import clips
-from benchmarks.gpu.models import TINY_TRANSFORMER, TRANSFORMER, random_transformer
-from benchmarks.gpu.step import STORAGES, case_of
-from benchmarks.rows import OURS, Measurement, Options, Row, measured_row, ratio_row, skipped_row
+from benchmarks.gpu.clips import Clip, clips, cropped
+from benchmarks.gpu.models import random_transformer
+from benchmarks.gpu.step import STORAGES, Inputs, case_of, config_of
+from benchmarks.gpu.table import Table, attempted
+from benchmarks.measure import seconds_of
+from benchmarks.rows import OURS, Measurement, Options, Row, measured_row, ratio_row
 from benchmarks.transformer import GUIDANCE
 from hyvideo_lib.memory import BlockSwap
 from hyvideo_lib.pipeline import offload_transformer
 from hyvideo_lib.transformer import HunyuanVideoTransformer
-from hyvideo_lib.transformer.model import AllResident
+from hyvideo_lib.transformer.model import AllResident, BlockSource
 
 ALL = 10**6
-SWAPS = {OURS: BlockSwap(ALL, ALL, 1), "in turn": BlockSwap(ALL, ALL, 0)}
+SWAPS = {"resident": BlockSwap(), OURS: BlockSwap(ALL, ALL, 1), "in turn": BlockSwap(ALL, ALL, 0)}
+NUM_SIDES = len(SWAPS) + 1
+NUM_SIZES = 3
+"""The largest and the two smallest. A turn of all sides takes its time, and 960 x 544 lies between them."""
+Place = Callable[[Inputs], AbstractContextManager[tuple[BlockSource, int]]]
+"""In the context all is ready for a pass over these inputs: where the blocks come from, and how many stay in RAM."""
+Turn = tuple[float, int | None, int, int]
+"""Seconds, bytes at most, bytes held before, blocks in RAM."""
 
 
 class Exchange(AllResident):
@@ -31,82 +45,106 @@ class Exchange(AllResident):
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def through(self, blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    def through(self, blocks: Iterable[nn.Module]) -> Generator[nn.Module, None, None]:
         for block in blocks:
             block.to(self._device)
             yield block
             block.to("cpu")
 
 
-def run(options: Options) -> Iterator[Row]:
-    config = TINY_TRANSFORMER if options.is_quick else TRANSFORMER
-    for storage, dtype in STORAGES.items():
-        if any(options.wants(case_of(clip, storage)) for clip in clips(options.is_quick)):
-            model = random_transformer(config, dtype, options.device)
-            for module in model.children():
-                module.to("cpu")
-            yield from of_storage(model, storage, options)
-            del model
-            card.empty(options.device)
-
-
 @torch.no_grad()
-def of_storage(model: HunyuanVideoTransformer, storage: str, options: Options) -> Iterator[Row]:
-    for clip in clips(options.is_quick):
+def run(options: Options) -> Iterator[Row]:
+    table = Table("gpu swap", options)
+    for storage in STORAGES:
+        yield from table.rows_of(cases_of(table.benchmark, storage, options))
+        card.empty(options.device)
+
+
+def cases_of(benchmark: str, storage: str, options: Options) -> Iterator[Case]:
+    """All sizes with weights in one storage dtype, which are made for the first that is measured."""
+    config = config_of(options)
+
+    @cache
+    def made() -> tuple[HunyuanVideoTransformer, dict[str, Place]]:
+        model = random_transformer(config, STORAGES[storage], options.device)
+        for module in model.children():
+            module.to("cpu")
+        return model, places(model, options.device)
+
+    def rows(clip: Clip, case: str) -> Iterator[Row]:
+        model, sides = made()
+        yield from in_turns(benchmark, case, model, sides, clip, options)
+
+    sizes = clips(options.is_quick)
+    for clip in (*sizes[:1], *sizes[1:][1 - NUM_SIZES :]):
         case = case_of(clip, storage)
-        if not options.wants(case):
-            continue
-        inputs = clip.inputs(model.config, model.compute_dtype, options.device)
-        results: dict[str, Measurement] = {}
-        for side, measure in sides(model, options).items():
-            try:
-                results[side] = measure(inputs)
-            except torch.OutOfMemoryError:
-                yield skipped_row("gpu swap", case, side, card.OUT_OF_MEMORY)
-                continue
-            finally:
-                card.empty(options.device)
-            yield measured_row("gpu swap", case, side, results[side])
-        for peer in results.keys() - {OURS}:
-            if OURS in results:
-                yield ratio_row("gpu swap", case, peer, results[OURS], results[peer])
+        yield Case(case, partial(rows, clip, case), OURS, NUM_SIDES * options.repeats * clip.operations(config))
 
 
-Measure = Callable[[dict[str, torch.Tensor]], Measurement]
+def places(model: HunyuanVideoTransformer, device: torch.device) -> dict[str, Place]:
+    """Each side's way to place the weights; a side keeps what it pinned from turn to turn."""
 
+    def offloaded(swap: BlockSwap) -> Place:
+        source = offload_transformer(model, swap)
 
-def sides(model: HunyuanVideoTransformer, options: Options) -> dict[str, Measure]:
-    device = options.device
-
-    def offloaded(swap: BlockSwap) -> Measure:
-        def measure(inputs: dict[str, torch.Tensor]) -> Measurement:
-            source = offload_transformer(model, swap)
+        @contextmanager
+        def place(inputs: Inputs) -> Iterator[tuple[BlockSource, int]]:
             try:
                 source.load(device)
-                result = card.measure(
-                    lambda: model(**inputs, guidance=GUIDANCE, source=source), device, options.repeats
-                )
-                return Measurement(
-                    result.seconds, result.working_memory, {**result.more, "swapped": source.num_swapped}
-                )
+                model(**cropped(inputs), guidance=GUIDANCE, source=source)  # remembers the modulating vectors
+                yield source, source.num_swapped
             finally:
                 source.go_home()
 
-        return measure
+        return place
 
-    def exchanged(inputs: dict[str, torch.Tensor]) -> Measurement:
+    @contextmanager
+    def exchanged(inputs: Inputs) -> Iterator[tuple[BlockSource, int]]:
         blocks = set(model.blocks)
         rest = [module for module in model.children() if not blocks & set(module.modules())]
         try:
             for module in rest:
                 module.to(device)
-            source = Exchange(device)
-            return card.measure(lambda: model(**inputs, guidance=GUIDANCE, source=source), device, options.repeats)
+            yield Exchange(device), len(blocks)
         finally:
             model.to("cpu")
 
-    return {
-        "resident": offloaded(BlockSwap()),
-        **{name: offloaded(swap) for name, swap in SWAPS.items()},
-        "exchange": exchanged,
-    }
+    return {**{name: offloaded(swap) for name, swap in SWAPS.items()}, "exchange": exchanged}
+
+
+def in_turns(
+    benchmark: str, case: str, model: HunyuanVideoTransformer, sides: dict[str, Place], clip: Clip, options: Options
+) -> Iterator[Row]:
+    """A row per side and the ratios to ours, round by round. A side that fails says why and takes no more turns."""
+    inputs = clip.inputs(model.config, model.compute_dtype, options.device)
+    rounds: dict[str, list[Turn]] = {side: [] for side in sides}
+    for _ in range(options.repeats):
+        for side in list(rounds):
+
+            def rows(side: str = side) -> Iterator[Row]:
+                rounds[side].append(one_turn(model, sides[side], inputs, options.device))
+                return iter(())
+
+            failed = list(attempted(rows, benchmark, case, side, options.device))
+            if failed:
+                del rounds[side]
+            card.empty(options.device)
+            yield from failed
+    results = {side: measurement_of(turns) for side, turns in rounds.items()}
+    for side, result in results.items():
+        yield measured_row(benchmark, case, side, result)
+    for side in results:
+        if side != OURS and OURS in results:
+            yield ratio_row(benchmark, case, side, results[OURS], results[side])
+
+
+def one_turn(model: HunyuanVideoTransformer, place: Place, inputs: Inputs, device: torch.device) -> Turn:
+    with place(inputs) as (source, num_swapped):
+        held = card.reset_peak(device)
+        seconds = seconds_of(partial(model, **inputs, guidance=GUIDANCE, source=source), device)
+        return seconds, card.peak_of(device), held, num_swapped
+
+
+def measurement_of(turns: list[Turn]) -> Measurement:
+    result = card.measurement([turn[0] for turn in turns], *turns[-1][1:3])
+    return Measurement(result.seconds, result.working_memory, {**result.more, "swapped": turns[-1][3]})
