@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import InvalidSetting
 from .arguments import Parser, number
 from .interrupt import stop_on_signals
+from .outputs import check_apart, check_suffix
 from .progress import Progress
 from .report import Console
 
@@ -38,6 +39,7 @@ def run(options: Namespace, console: Console) -> int:
     from ..lora import parse_blocks
     from ..lora.merge import merge_lora
 
+    check_apart(check_suffix(options.out, ".safetensors", "OUT"), options.model, options.lora)
     progress = Progress(console)
     host = HeadlessHost("cpu", on_stage=progress.stage, on_step=progress.step)
     blocks = parse_blocks(options.blocks)
