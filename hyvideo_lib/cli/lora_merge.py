@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
         type=number(float, "strength", InvalidSetting),
         default=1.0,
         metavar="X",
-        help="-10 to 10 (default: 1)",
+        help="-10 to 10, but not 0 (default: 1)",
     )
     parser.add_argument("--blocks", default="", metavar="WHICH", help="like 'double 0-9, single' (default: all)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")

@@ -58,6 +58,13 @@ def test_neither_of_the_two_files_is_written_over(hyvideo, tiny_files, lora: Pat
     assert lora.read_bytes() == before
 
 
+def test_a_strength_of_0_is_no_copy(hyvideo, tiny_files, lora: Path) -> None:
+    answer = hyvideo("lora-merge", tiny_files.transformer, lora, "merged.safetensors", "--strength", 0)
+    assert (answer.code, answer.error) == (2, "invalid_setting")
+    assert "adds nothing" in answer.message
+    assert not Path("merged.safetensors").exists()
+
+
 def test_only_the_chosen_blocks_change(hyvideo, tiny_files, lora: Path) -> None:
     answer = hyvideo("lora-merge", tiny_files.transformer, lora, "merged.safetensors", "--blocks", "single")
     assert answer.report["changed"] == 1
