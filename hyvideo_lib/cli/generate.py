@@ -139,7 +139,7 @@ def run(options: Namespace, console: Console) -> int:
 
 
 def _generate(options: Namespace, console: Console) -> int:
-    from ..pipeline import check_cache, check_files, check_latents, check_loras
+    from ..pipeline import check_cache, check_files, check_latents, check_loras, check_tokenizers
     from .render import Renderer
 
     prompts = _prompts(options)
@@ -149,6 +149,7 @@ def _generate(options: Namespace, console: Console) -> int:
     tasks = _tasks(options, prompts, request)
     precision, device, files = precision_options(options), choose_device(options.device), _files(options)
     reports = check_files(files)
+    check_tokenizers(files, request.template)
     if start.latents is not None:
         check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
     if start.video is not None and reports["vae"].variant == "taehv":

@@ -88,6 +88,16 @@ def test_without_a_seed_one_is_drawn_and_told(generate, tiny_files, hyvideo):
 
 
 @pytest.mark.parametrize(
+    ("role", "other", "code"), [("llm", "clip", "invalid_template"), ("clip", "llm", "unsupported_file")]
+)
+def test_a_tokenizer_of_another_encoder_is_refused_before_anything_is_loaded(generate, tiny_files, role, other, code):
+    path = getattr(tiny_files, other)
+    answer = generate(PROMPT, f"--{role}-tokenizer", path.with_name(f"{path.stem}.tokenizer.json"))
+    assert (answer.code, answer.error) == (2, code)
+    assert "loading" not in answer.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "code", "text"),
     [
         (["--frames", 18], "invalid_frames", "17 or 21"),
