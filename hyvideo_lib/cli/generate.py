@@ -96,11 +96,14 @@ def _add_size(parser: Parser) -> None:
     ):
         error = InvalidFrames if name == "frames" else InvalidSize
         group.add_argument(
-            f"--{name}", type=number(int, name, error), metavar="N", help=f"{text} (default: {default}, or the input's)"
+            f"--{name}",
+            type=number(int, f"--{name}", error),
+            metavar="N",
+            help=f"{text} (default: {default}, or the input's)",
         )
     group.add_argument(
         "--fps",
-        type=number(float, "fps", InvalidSetting),
+        type=number(float, "--fps", InvalidSetting),
         metavar="X",
         help=f"frames per second of the file (default: {FPS:g})",
     )
@@ -115,7 +118,7 @@ def _add_input(parser: Parser) -> None:
     group.add_argument("--input-latents", type=Path, metavar="FILE", help="begin with these latents")
     group.add_argument(
         "--strength",
-        type=number(float, "strength", InvalidSetting),
+        type=number(float, "--strength", InvalidSetting),
         metavar="X",
         help=f"above 0 and up to 1: how much the input is changed, as a fraction of the steps (default: {STRENGTH})",
     )
