@@ -125,7 +125,7 @@ class LoadLora(io.ComfyNode):
 
         lora = read(resolve(file), model.model.config)
         use = LoraUse(lora, strength, parse_blocks(blocks))
-        report = "\n".join(filter(None, (lora.coverage.describe(), lora.coverage.warning())))
+        report = "\n".join(filter(None, (use.describe(), lora.coverage.warning())))
         comfy_host.show_text(cls.hidden.unique_id, report)
         return io.NodeOutput(replace(model, loras=(*model.loras, use)), report)
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..quant import FP8_DTYPES
 from ..quant.install import install, restore
-from ..text import ClipEncoderConfig, ClipTextEncoder, LlamaEncoderConfig, LlamaTextEncoder
+from ..text import ClipEncoderConfig, ClipTextEncoder, LlamaEncoderConfig, LlamaTextEncoder, PromptTemplate
+from ..text.clip import check_ends
+from ..text.tokens import check_control_tokens
 from .assemble import assemble
 from .build import COMPUTE_DTYPES, STORAGE_DTYPES, PathLike, check_dtype, recognise
 from .examine import Findings, examine
@@ -59,6 +61,21 @@ def load_text_encoder(
     encoder = encoder_class(findings.config, found_tokenizer)
     _fill(encoder, findings, storage_dtype, compute_dtype or _main_dtype(findings.header))
     return encoder.eval().to(device)
+
+
+def check_tokenizer(path: PathLike, tokenizer: PathLike | None, template: PromptTemplate) -> None:
+    """Hold the tokenizer that `load_text_encoder` would take to its encoder and the template, before any weights.
+
+    What is passed over in the search is told only when the encoder is loaded. Raises as `find_tokenizer`, and
+    InvalidTemplate.
+    """
+    header = with_text_sizes(open_header(path))
+    findings = recognise(path, TEXT_KINDS, examine(header).config)
+    found = find_tokenizer(header, findings, tokenizer, is_told=False)
+    if findings.kind == "clip":
+        check_ends(found, findings.config)
+    else:
+        check_control_tokens(found, template)
 
 
 def _fill(

@@ -44,13 +44,18 @@ class _Place:
 
 
 def find_tokenizer(
-    header: Header, findings: Findings, tokenizer: Tokenizer | PathLike | None, places: Iterable[PathLike] = ()
+    header: Header,
+    findings: Findings,
+    tokenizer: Tokenizer | PathLike | None,
+    places: Iterable[PathLike] = (),
+    is_told: bool = True,
 ) -> Tokenizer:
     """The tokenizer of a recognised text encoder, checked.
 
     header: with all tensors of the file. tokenizer: one that is loaded, or the file or folder that has it; None looks
     for `<stem>.tokenizer.json` beside the file, inside it (the tensor `tokenizer`, or a GGUF file's metadata), through
     its folder, through `places` (files or folders), and for Llama-3 into the package llama-models.
+    is_told: whether it is logged which was taken, and why others were not.
     Raises FileMissing if there is none, UnsupportedFile if it belongs to another model, FileUnreadable, MissingPackage.
     """
     if isinstance(tokenizer, str | Path):
@@ -68,9 +73,10 @@ def find_tokenizer(
         except BadInput as error:
             refused.append(error)
             continue
-        for complaint in refused:
+        for complaint in refused if is_told else ():
             logger.warning("%s A tokenizer that fits was taken instead: %s", complaint, place.origin)
-        logger.info("%s: tokenizer from %s", header.path.name, place.origin)
+        if is_told:
+            logger.info("%s: tokenizer from %s", header.path.name, place.origin)
         return found
     if refused:
         raise refused[0]

@@ -57,15 +57,18 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32, width=100)
 
 
-def number(kind: Callable[[str], Number], name: str, error: type[HyvError]) -> Callable[[str], Number]:
-    """A converter for argparse that raises `error` for a text that is no number; `kind` is int or float."""
+def number(kind: Callable[[str], Number], name: str, error: type[HyvError], words: str = "") -> Callable[[str], Number]:
+    """A converter for argparse that raises `error` for a text that is no number; `kind` is int or float.
+
+    words: what else is accepted, for the message.
+    """
 
     def convert(text: str) -> Number:
         try:
             return kind(text)
         except ValueError:
             what = "a whole number" if kind is int else "a number"
-            raise error(f"{name} is {text!r}, but must be {what}.") from None
+            raise error(f"{name} is {text!r}, but must be {words}{what}.") from None
 
     return convert
 
@@ -79,21 +82,21 @@ def add_sampling(parser: Parser, *, steps: int, shift: float, guidance: float, n
     whole, real = _whole, _real
     group.add_argument(
         "--videos",
-        type=whole("videos", InvalidSetting),
+        type=whole("--videos", InvalidSetting),
         default=1,
         metavar="N",
         help="videos per prompt, from consecutive seeds; their names get -1, -2, ... (default: 1)",
     )
     group.add_argument(
         "--steps",
-        type=whole("steps", InvalidSteps),
+        type=whole("--steps", InvalidSteps),
         default=steps,
         metavar="N",
         help=f"model calls, or with heun pairs of them {_default(steps)}",
     )
     group.add_argument(
         "--shift",
-        type=real("shift", InvalidSetting),
+        type=real("--shift", InvalidSetting),
         default=shift,
         metavar="X",
         help=f"how far noise levels are moved towards noise, 0.01 to 100 {_default(shift)}",
@@ -101,14 +104,14 @@ def add_sampling(parser: Parser, *, steps: int, shift: float, guidance: float, n
     group.add_argument("--solver", default="euler", metavar="NAME", help=f"{', '.join(SOLVERS)} {_default('euler')}")
     group.add_argument(
         "--guidance",
-        type=real("guidance", InvalidGuidance),
+        type=real("--guidance", InvalidGuidance),
         default=guidance,
         metavar="X",
         help=f"embedded guidance, 0 to 100, at no extra time {_default(guidance)}",
     )
     group.add_argument(
         "--cfg-scale",
-        type=real("cfg_scale", InvalidGuidance),
+        type=real("--cfg-scale", InvalidGuidance),
         default=1.0,
         metavar="X",
         help=f"classifier-free guidance against --negative, at twice the time; up to 30, 1 is off {_default(1.0)}",
@@ -123,7 +126,7 @@ def add_sampling(parser: Parser, *, steps: int, shift: float, guidance: float, n
     ):
         group.add_argument(
             f"--cfg-{name}",
-            type=real(f"cfg_{name}", InvalidGuidance),
+            type=real(f"--cfg-{name}", InvalidGuidance),
             default=default,
             metavar="X",
             help=f"{text} {_default(default)}",
@@ -159,10 +162,10 @@ def add_cache(parser: Parser) -> None:
         ("start", "fraction of the steps that are all computed first (default: the method's)"),
         ("end", "fraction of the steps from which on all are computed again (default: 1; the last always is)"),
     ):
-        group.add_argument(f"--cache-{name}", type=_real(f"The cache's {name}", InvalidSetting), metavar="X", help=text)
+        group.add_argument(f"--cache-{name}", type=_real(f"--cache-{name}", InvalidSetting), metavar="X", help=text)
     group.add_argument(
         "--cache-max-skips",
-        type=_whole("The cache's max-skips", InvalidSetting),
+        type=_whole("--cache-max-skips", InvalidSetting),
         metavar="N",
         help="steps skipped in a row at most, 0 without bound (default: the method's)",
     )
@@ -223,13 +226,16 @@ def add_device(parser: Parser) -> None:
     group.add_argument("--text-dtype", default="auto", metavar="NAME", help="auto is that of the text encoders' files")
 
 
-def add_swap(parser: Parser) -> None:
-    """Which of the transformer's blocks wait in RAM. Numbers out of range are BlockSwap's to refuse."""
+def add_swap(parser: Parser, double: int = 20, single: int = 40) -> None:
+    """Which of the transformer's blocks wait in RAM. Numbers out of range are BlockSwap's to refuse.
+
+    double, single: how many there are, in words of the help.
+    """
     group = parser.add_argument_group("block swap")
-    for name, count in (("double", 20), ("single", 40)):
+    for name, count in (("double", double), ("single", single)):
         group.add_argument(
             f"--swap-{name}",
-            type=number(int, f"The number of {name} blocks to swap", InvalidSetting),
+            type=number(int, f"--swap-{name}", InvalidSetting),
             default=-1,
             metavar="N",
             help=f"how many of the {count} {name} blocks stay in RAM at least; those that do not fit always do "
@@ -237,7 +243,7 @@ def add_swap(parser: Parser) -> None:
         )
     group.add_argument(
         "--prefetch",
-        type=number(int, "prefetch", InvalidSetting),
+        type=number(int, "--prefetch", InvalidSetting),
         default=1,
         metavar="N",
         help="how many blocks ahead are copied while others compute; 0 copies each in its turn (default: 1)",
@@ -255,11 +261,14 @@ def add_tiles(parser: Parser) -> None:
         "a tile size in pixels (default: reference); where memory runs out, smaller ones are taken",
     )
     group.add_argument(
-        "--tile-frames", type=_whole("tile frames", InvalidSetting), metavar="N", help="frames of a tile (default: 64)"
+        "--tile-frames",
+        type=_whole("--tile-frames", InvalidSetting),
+        metavar="N",
+        help="frames of a tile (default: 64)",
     )
     group.add_argument(
         "--tile-overlap",
-        type=_real("tile overlap", InvalidSetting),
+        type=_real("--tile-overlap", InvalidSetting),
         metavar="X",
         help="fraction of a tile shared with the next (default: 0.25)",
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from .arguments import STORAGE_DTYPES, Parser
 from .interrupt import stop_on_signals
+from .outputs import check_apart, check_suffix
 from .progress import Progress
 from .report import Console
 
@@ -49,6 +50,7 @@ def run(options: Namespace, console: Console) -> int:
     from ..host import HeadlessHost
 
     request = Request(options.layout, options.storage, options.component)
+    check_apart(check_suffix(options.target, ".safetensors", "OUT"), options.source)
     manifest_path = manifest_beside(options.target)
     if not console.as_json:
         check_output(manifest_path, options.force)

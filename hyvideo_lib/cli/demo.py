@@ -39,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_cache(parser)
     add_device(parser)
-    add_swap(parser)
+    add_swap(parser, assets.DOUBLE_BLOCKS, assets.SINGLE_BLOCKS)
 
 
 def run(options: Namespace, console: Console) -> int:

@@ -96,11 +96,14 @@ def _add_size(parser: Parser) -> None:
     ):
         error = InvalidFrames if name == "frames" else InvalidSize
         group.add_argument(
-            f"--{name}", type=number(int, name, error), metavar="N", help=f"{text} (default: {default}, or the input's)"
+            f"--{name}",
+            type=number(int, f"--{name}", error),
+            metavar="N",
+            help=f"{text} (default: {default}, or the input's)",
         )
     group.add_argument(
         "--fps",
-        type=number(float, "fps", InvalidSetting),
+        type=number(float, "--fps", InvalidSetting),
         metavar="X",
         help=f"frames per second of the file (default: {FPS:g})",
     )
@@ -115,7 +118,7 @@ def _add_input(parser: Parser) -> None:
     group.add_argument("--input-latents", type=Path, metavar="FILE", help="begin with these latents")
     group.add_argument(
         "--strength",
-        type=number(float, "strength", InvalidSetting),
+        type=number(float, "--strength", InvalidSetting),
         metavar="X",
         help=f"above 0 and up to 1: how much the input is changed, as a fraction of the steps (default: {STRENGTH})",
     )
@@ -139,7 +142,7 @@ def run(options: Namespace, console: Console) -> int:
 
 
 def _generate(options: Namespace, console: Console) -> int:
-    from ..pipeline import check_cache, check_files, check_latents, check_loras
+    from ..pipeline import check_cache, check_files, check_latents, check_loras, check_tokenizers
     from .render import Renderer
 
     prompts = _prompts(options)
@@ -149,6 +152,7 @@ def _generate(options: Namespace, console: Console) -> int:
     tasks = _tasks(options, prompts, request)
     precision, device, files = precision_options(options), choose_device(options.device), _files(options)
     reports = check_files(files)
+    check_tokenizers(files, request.template)
     if start.latents is not None:
         check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
     if start.video is not None and reports["vae"].variant == "taehv":

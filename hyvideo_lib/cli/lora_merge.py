@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import InvalidSetting
 from .arguments import Parser, number
 from .interrupt import stop_on_signals
+from .outputs import check_apart, check_suffix
 from .progress import Progress
 from .report import Console
 
@@ -27,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
         type=number(float, "strength", InvalidSetting),
         default=1.0,
         metavar="X",
-        help="-10 to 10 (default: 1)",
+        help="-10 to 10, but not 0 (default: 1)",
     )
     parser.add_argument("--blocks", default="", metavar="WHICH", help="like 'double 0-9, single' (default: all)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
@@ -38,6 +39,7 @@ def run(options: Namespace, console: Console) -> int:
     from ..lora import parse_blocks
     from ..lora.merge import merge_lora
 
+    check_apart(check_suffix(options.out, ".safetensors", "OUT"), options.model, options.lora)
     progress = Progress(console)
     host = HeadlessHost("cpu", on_stage=progress.stage, on_step=progress.step)
     blocks = parse_blocks(options.blocks)

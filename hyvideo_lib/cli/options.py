@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import secrets
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,31 @@ _LORA = re.compile(r"(?P<path>.*\.safetensors)(?::(?P<strength>[^:]*))?(?::(?P<b
 
 WORDS = {"none": None, "fit": "fit"}
 """Words for tiles that are no size."""
+FIELDS = {
+    "double_blocks to swap": "--swap-double",
+    "single_blocks to swap": "--swap-single",
+    "prefetch": "--prefetch",
+    "guidance": "--guidance",
+    "cfg_scale": "--cfg-scale",
+    "cfg_start": "--cfg-start",
+    "cfg_end": "--cfg-end",
+    "rescale": "--cfg-rescale",
+}
+"""What the library's messages begin with, and the option of it."""
 RANDOM_SEEDS = 2**32
 """PyTorch's CPU generator looks at so many bits."""
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Begin what the library refuses with the name of the option instead of the field's."""
+    try:
+        yield
+    except BadInput as error:
+        field, _, rest = str(error).partition(" is ")
+        if field not in FIELDS:
+            raise
+        raise type(error)(f"{FIELDS[field]} is {rest}") from error
 
 
 def sampling_options(options: Namespace, negative: str | None = None) -> dict[str, Any]:
@@ -34,19 +58,21 @@ def sampling_options(options: Namespace, negative: str | None = None) -> dict[st
     """
     from ..sampling import GuidanceConfig, check_seed
 
-    return {
-        "negative_prompt": negative if options.negative is None else options.negative,
-        "steps": options.steps,
-        "shift": options.shift,
-        "solver": options.solver,
-        "guidance": GuidanceConfig(
+    with naming_options():
+        guidance = GuidanceConfig(
             embedded=options.guidance,
             cfg_scale=options.cfg_scale,
             cfg_start=options.cfg_start,
             cfg_end=options.cfg_end,
             rescale=options.cfg_rescale,
             batched=not options.cfg_in_turn,
-        ),
+        )
+    return {
+        "negative_prompt": negative if options.negative is None else options.negative,
+        "steps": options.steps,
+        "shift": options.shift,
+        "solver": options.solver,
+        "guidance": guidance,
         "seed": secrets.randbelow(RANDOM_SEEDS) if options.seed is None else check_seed(options.seed),
         "videos": options.videos,
         "tiles": tiles_options(options),
@@ -69,7 +95,7 @@ def tiles_options(options: Namespace) -> TilesChoice:
             )
         return FIT_SHARED if options.shared_norms else WORDS[options.tiles]
     if options.tiles != "reference":
-        changed["size"] = number(int, "tiles", InvalidTiles)(options.tiles)
+        changed["size"] = number(int, "--tiles", InvalidTiles, "reference, fit, none, or ")(options.tiles)
     return Tiles(**changed, shared_norms=options.shared_norms)
 
 
@@ -146,7 +172,8 @@ def swap_options(options: Namespace) -> BlockSwap:
     """What the block swap options mean. Raises InvalidSetting."""
     from ..memory import BlockSwap
 
-    return BlockSwap(options.swap_double, options.swap_single, options.prefetch)
+    with naming_options():
+        return BlockSwap(options.swap_double, options.swap_single, options.prefetch)
 
 
 def template_options(options: Namespace) -> PromptTemplate:

@@ -32,3 +32,10 @@ def check_suffix(path: Path, suffix: str, option: str) -> Path:
     if path.suffix.lower() != suffix:
         raise InvalidSetting(f"{option} is {str(path)!r}, but must end in {suffix}.")
     return path
+
+
+def check_apart(path: Path, *sources: Path) -> None:
+    """Raises InvalidSetting if the new file is one of those that it is made from; --force is for others."""
+    for source in sources:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise InvalidSetting(f"OUT is {source} itself, which is read. Give the new file another name.")

@@ -135,7 +135,7 @@ class Renderer:
         self.swap = swap
         self.ratios = Path(measured) if measured else None
         self._measurement = Measurement() if measured else None
-        self.loras = [use.lora.coverage for use in loras]
+        self.loras = loras
         self.progress = Progress(console)
         self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
         self.encoding_notices: list[Notice] = []
@@ -182,9 +182,9 @@ class Renderer:
         return self._report(tasks, failure)
 
     def _tell_loras(self) -> None:
-        for coverage in self.loras:
-            self.console.note(f"LoRA {coverage.describe()}")
-            warning = coverage.warning()
+        for use in self.loras:
+            self.console.note(f"LoRA {use.describe()}")
+            warning = use.lora.coverage.warning()
             if warning:
                 self.console.note(f"Warning: {warning}")
 
@@ -411,8 +411,8 @@ class Renderer:
             "seconds": round(time.perf_counter() - self._begin, 3),
         }
         if self.loras:
-            report["loras"] = [coverage.to_dict() for coverage in self.loras]
-            told = filter(None, (coverage.warning() for coverage in self.loras))
+            report["loras"] = [use.lora.coverage.to_dict() for use in self.loras]
+            told = filter(None, (use.lora.coverage.warning() for use in self.loras))
             report["warnings"] += [{"code": "lora_unmatched", "message": warning} for warning in told]
         if not failed and failure:
             return self.console.fail(failure, report)

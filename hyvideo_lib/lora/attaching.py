@@ -45,6 +45,10 @@ class LoraUse:
         check_strength(self.strength)
         self.blocks.check(self.lora.config.num_double_blocks, self.lora.config.num_single_blocks)
 
+    def describe(self) -> str:
+        """The report on the file, and whether it is off; one line for people."""
+        return self.lora.coverage.describe() + ("" if self.strength else "; strength 0: adds nothing")
+
 
 class LinearAdapter:
     """What all LoRAs of a run add to a Linear, as one product. Called as the layer calls its adapters.

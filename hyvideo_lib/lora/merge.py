@@ -86,6 +86,8 @@ def merge_lora(
     target, host = Path(target), host or HeadlessHost()
     if target.suffix != ".safetensors":
         raise InvalidSetting(f"The new file is called {target.name!r}, but its name must end in .safetensors.")
+    if strength == 0:
+        raise InvalidSetting("The LoRA's strength is 0, with which it adds nothing: the new file would be a copy.")
     header = open_header(Path(source))
     findings = examine(header)
     _check_base(findings)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .caches import check_cache
     from .clock import STAGES, Clock
     from .embeds import load_embeds, save_embeds
-    from .files import Files, check_file, check_files
+    from .files import Files, check_file, check_files, check_tokenizers
     from .ladder import Ladder
     from .latents import check_latents, load_latents, save_latents, save_native_latents
     from .loras import LoraChoice, check_loras, load_loras
@@ -32,7 +32,7 @@ else:
             "caches": "check_cache",
             "clock": "STAGES Clock",
             "embeds": "load_embeds save_embeds",
-            "files": "Files check_file check_files",
+            "files": "Files check_file check_files check_tokenizers",
             "ladder": "Ladder",
             "latents": "check_latents load_latents save_latents save_native_latents",
             "loras": "LoraChoice check_loras load_loras",
@@ -80,6 +80,7 @@ __all__ = [
     "check_latents",
     "check_loras",
     "check_prompt",
+    "check_tokenizers",
     "describe_tiles",
     "generate",
     "load_embeds",

@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..checkpoint import FileReport, inspect_file
+from ..checkpoint.build_text import check_tokenizer
 from ..checkpoint.variants import KIND_NAMES
 from ..errors import UnsupportedFile, WrongKind
+from ..text import PromptTemplate
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ def check_file(role: str, path: Path, variant: str | None = None) -> FileReport:
     if not report.supported:
         raise UnsupportedFile(f"{path.name} cannot be used as {KIND_NAMES[kind]}. {report.reason}")
     return report
+
+
+def check_tokenizers(files: Files, template: PromptTemplate) -> None:
+    """Find both tokenizers and hold them to their encoders: seconds at most, where loading the encoders takes longer.
+
+    Raises FileMissing, FileUnreadable, UnsupportedFile, InvalidTemplate, MissingPackage.
+    """
+    check_tokenizer(files.llm, files.llm_tokenizer, template)
+    check_tokenizer(files.clip, files.clip_tokenizer, template)
 
 
 def vae_scaling(path: Path) -> float:

@@ -86,6 +86,17 @@ def build_clip(config: ClipEncoderConfig, device: str | torch.device = "meta") -
     return model.eval()
 
 
+def check_ends(tokenizer: Tokenizer, config: ClipEncoderConfig) -> None:
+    """Raises UnsupportedFile if the tokenizer numbers start and end of text otherwise than the config."""
+    for name, wanted in ((START_OF_TEXT, config.bos_token_id), (END_OF_TEXT, config.eos_token_id)):
+        found = tokenizer.token_to_id(name)
+        if found != wanted:
+            raise UnsupportedFile(
+                f"the CLIP tokenizer has {'no' if found is None else f'id {found} for'} {name}, but the encoder "
+                f"wants id {wanted}. Use the tokenizer.json that came with the CLIP weights."
+            )
+
+
 class ClipTextEncoder(nn.Module):
     """Prompts to pooled vectors. Built on the meta device unless told otherwise; `load_weights` fills it.
 
@@ -94,13 +105,7 @@ class ClipTextEncoder(nn.Module):
 
     def __init__(self, config: ClipEncoderConfig, tokenizer: Tokenizer, device: str | torch.device = "meta") -> None:
         super().__init__()
-        for name, wanted in ((START_OF_TEXT, config.bos_token_id), (END_OF_TEXT, config.eos_token_id)):
-            found = tokenizer.token_to_id(name)
-            if found != wanted:
-                raise UnsupportedFile(
-                    f"the CLIP tokenizer has {'no' if found is None else f'id {found} for'} {name}, but the encoder "
-                    f"wants id {wanted}. Use the tokenizer.json that came with the CLIP weights."
-                )
+        check_ends(tokenizer, config)
         self.config = config
         self.tokenizer = tokenizer
         self.model = build_clip(config, device)

@@ -43,7 +43,7 @@ def tokenize_prompt(tokenizer: Tokenizer, prompt: str, template: PromptTemplate,
     """
     if max_length < 1:
         raise InvalidSetting(f"max_length is {max_length}, but a prompt needs room for at least 1 token. Usual is 256.")
-    _check_control_tokens(tokenizer, template)
+    check_control_tokens(tokenizer, template)
     ids = text_ids(tokenizer, template.fill(prompt))
     limit = max_length + len(opening_ids(tokenizer, template.cut_like or template))
     kept = ids[:limit]
@@ -73,7 +73,7 @@ def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids if ids[:1] == [begin] else [begin, *ids]
 
 
-def _check_control_tokens(tokenizer: Tokenizer, template: PromptTemplate) -> None:
+def check_control_tokens(tokenizer: Tokenizer, template: PromptTemplate) -> None:
     unknown = [name for name in _CONTROL_TOKEN.findall(template.text) if tokenizer.token_to_id(name) is None]
     if unknown:
         raise InvalidTemplate(

@@ -114,6 +114,8 @@ def test_what_acts_is_told_on_the_node_and_as_text(lora, model, texts, folder, f
     assert "rank 4, alpha 2" in report
     assert "text_encoder.q.lora_A.weight" in report
     assert texts() == [report]
+    assert "adds nothing" not in report
+    assert "strength 0: adds nothing" in run(lora.LoadLora, model=model, strength=0.0)[1]
 
 
 def test_a_handle_s_description_names_its_loras(pack, use):

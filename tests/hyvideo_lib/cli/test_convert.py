@@ -47,6 +47,22 @@ def test_an_older_manifest_stays_too(hyvideo, tiny_files):
     assert not Path("new.safetensors").exists()
 
 
+def test_a_file_is_not_written_over_itself(hyvideo, tiny_files):
+    before = tiny_files.vae.read_bytes()
+    Path("link.safetensors").symlink_to(tiny_files.vae)
+    for target in (tiny_files.vae, "link.safetensors"):
+        answer = hyvideo("convert", tiny_files.vae, target, "--storage", "float16", "--force")
+        assert (answer.code, answer.error) == (2, "invalid_setting")
+        assert "which is read" in answer.message
+    assert tiny_files.vae.read_bytes() == before
+
+
+def test_a_wrong_suffix_is_told_before_an_older_manifest(hyvideo, tiny_files, capsys):
+    Path("new.manifest.json").write_text("mine")
+    assert main(["convert", str(tiny_files.vae), "new.bin"]) == 2
+    assert "must end in .safetensors" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyvideo_lib.checkpoint import inspect_file
 from hyvideo_lib.cli import main
 from hyvideo_lib.cli.demo import one_thread
 from hyvideo_lib.demo import assets
@@ -101,3 +102,12 @@ def test_an_incomplete_installation_is_told(hyvideo, monkeypatch, tmp_path):
     answer = hyvideo("demo")
     assert (answer.code, answer.error) == (2, "file_missing")
     assert "vae.safetensors" in answer.message
+
+
+def test_the_help_counts_the_demos_own_blocks(capsys):
+    config = inspect_file(assets.TRANSFORMER).config
+    assert (config["num_double_blocks"], config["num_single_blocks"]) == (assets.DOUBLE_BLOCKS, assets.SINGLE_BLOCKS)
+    assert main(["demo", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "of the 2 double blocks" in text
+    assert "of the 6 single blocks" in text

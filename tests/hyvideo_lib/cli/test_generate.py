@@ -88,6 +88,16 @@ def test_without_a_seed_one_is_drawn_and_told(generate, tiny_files, hyvideo):
 
 
 @pytest.mark.parametrize(
+    ("role", "other", "code"), [("llm", "clip", "invalid_template"), ("clip", "llm", "unsupported_file")]
+)
+def test_a_tokenizer_of_another_encoder_is_refused_before_anything_is_loaded(generate, tiny_files, role, other, code):
+    path = getattr(tiny_files, other)
+    answer = generate(PROMPT, f"--{role}-tokenizer", path.with_name(f"{path.stem}.tokenizer.json"))
+    assert (answer.code, answer.error) == (2, code)
+    assert "loading" not in answer.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "code", "text"),
     [
         (["--frames", 18], "invalid_frames", "17 or 21"),
@@ -99,25 +109,27 @@ def test_without_a_seed_one_is_drawn_and_told(generate, tiny_files, hyvideo):
         (["--steps", -3], "invalid_steps", "-3"),
         (["--steps", 2.5], "invalid_steps", "'2.5'"),
         (["--steps", 10**12], "invalid_steps", "at most"),
-        (["--cfg-scale", 0.5], "invalid_guidance", "cfg_scale is 0.5"),
+        (["--cfg-scale", 0.5], "invalid_guidance", "--cfg-scale is 0.5"),
         (["--cfg-scale", "nan"], "invalid_guidance", "nan"),
         (["--cfg-scale", 3, "--cfg-start", 0.6, "--cfg-end", 0.4], "invalid_guidance", "before the end"),
         (["--guidance", -1], "invalid_guidance", "-1"),
-        (["--cfg-scale", 3, "--cfg-rescale", 2], "invalid_guidance", "from 0 to 1"),
+        (["--cfg-scale", 3, "--cfg-rescale", 2], "invalid_guidance", "--cfg-rescale is 2"),
+        (["--swap-double", -5], "invalid_setting", "--swap-double is -5"),
+        (["--prefetch", -1], "invalid_setting", "--prefetch is -1"),
         (["--seed", "lucky"], "invalid_seed", "'lucky'"),
         (["--seed", -1], "invalid_seed", "-1"),
         (["--seed", 2**64], "invalid_seed", str(2**64)),
         (["--solver", "magic"], "invalid_setting", "euler, heun, dpmpp_2m, unipc"),
         (["--shift", 0], "invalid_setting", "from 0.01 to 100"),
         (["--shift", 1e30], "invalid_setting", "shift is 1e+30"),
-        (["--guidance", 1e30], "invalid_guidance", "guidance is 1e+30"),
-        (["--cfg-scale", 1e30], "invalid_guidance", "cfg_scale is 1e+30"),
+        (["--guidance", 1e30], "invalid_guidance", "--guidance is 1e+30"),
+        (["--cfg-scale", 1e30], "invalid_guidance", "--cfg-scale is 1e+30"),
         (["--fps", 0], "invalid_setting", "fps is 0"),
         (["--videos", 0], "invalid_setting", "videos is 0"),
         (["--strength", 0.5], "invalid_setting", "--input-video"),
         (["--template", "poem"], "invalid_setting", "video, image, none"),
         (["--template-text", "no place"], "invalid_template", "exactly one"),
-        (["--tiles", "huge"], "invalid_tiles", "'huge'"),
+        (["--tiles", "huge"], "invalid_tiles", "'huge', but must be reference, fit, none, or a whole number"),
         (["--tiles", 100], "invalid_tiles", "100"),
         (["--tiles", "none", "--shared-norms"], "invalid_tiles", "--shared-norms"),
         (["--tiles", "none", "--tile-frames", 16], "invalid_tiles", "--tiles is none"),

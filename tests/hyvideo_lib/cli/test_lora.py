@@ -72,6 +72,7 @@ def test_a_lora_changes_the_video_and_is_reported(generate, lora: Path, tmp_path
     (coverage,) = texts["on"].report["loras"]
     assert (coverage["matched"], coverage["unmatched"], coverage["single_blocks"]) == (8, [], [0])
     assert "rank 2" in texts["on"].stderr
+    assert [name for name, answer in texts.items() if "strength 0: adds nothing" in answer.stderr] == ["off"]
     assert "loras" not in texts["none"].report
     (video,) = texts["twice"].report["videos"]
     assert video["settings"]["loras"] == [

@@ -49,6 +49,22 @@ def test_a_merged_copy_makes_the_video_that_the_lora_makes(hyvideo, generate, ti
     assert effect >= 1e-2
 
 
+def test_neither_of_the_two_files_is_written_over(hyvideo, tiny_files, lora: Path) -> None:
+    before = lora.read_bytes()
+    for target in (tiny_files.transformer, lora):
+        answer = hyvideo("lora-merge", tiny_files.transformer, lora, target, "--force")
+        assert (answer.code, answer.error) == (2, "invalid_setting")
+        assert "which is read" in answer.message
+    assert lora.read_bytes() == before
+
+
+def test_a_strength_of_0_is_no_copy(hyvideo, tiny_files, lora: Path) -> None:
+    answer = hyvideo("lora-merge", tiny_files.transformer, lora, "merged.safetensors", "--strength", 0)
+    assert (answer.code, answer.error) == (2, "invalid_setting")
+    assert "adds nothing" in answer.message
+    assert not Path("merged.safetensors").exists()
+
+
 def test_only_the_chosen_blocks_change(hyvideo, tiny_files, lora: Path) -> None:
     answer = hyvideo("lora-merge", tiny_files.transformer, lora, "merged.safetensors", "--blocks", "single")
     assert answer.report["changed"] == 1
