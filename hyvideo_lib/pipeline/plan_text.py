@@ -99,11 +99,18 @@ def _swapped(stage: StagePlan) -> str:
 def _step(plan: Plan) -> Iterator[str]:
     machine = plan.machine
     yield f"One step is {plan.step_flops / 1e12:,.1f} TFLOP (computed)."
-    if plan.step is not None and machine.speed is not None:
+    if machine.gpu_free is None:
+        return
+    yield (
+        f"In a step {plan.moved / 1e9:.1f} GB move to the GPU, which takes {plan.copy_seconds:.2f} s on a link of "
+        f"{machine.link / 1e9:g} GB/s, beside computing where blocks are fetched ahead."
+    )
+    if machine.speed is None:
+        yield "No time of a step is computed, as the speed is not known: name the card for one (--card)."
+    elif plan.step is None:
+        yield "No time is computed for products in 8 bits: the speed that is known is that of 16 bits."
+    else:
         yield (
             f"At least {plan.step.seconds:.1f} s a step, computed from the {machine.speed / 1e12:g} TFLOP/s that the "
-            f"maker states for {machine.name} and a link of {machine.link / 1e9:g} GB/s, on which "
-            f"{plan.step.moved / 1e9:.1f} GB move per step; computing waits {plan.step.stalled:.1f} s for them."
+            f"maker states for {machine.name}; {plan.step.stalled:.1f} s of them wait for what moves."
         )
-    elif plan.step is None and machine.speed is not None and machine.gpu_free is not None:
-        yield "No time is computed for products in 8 bits: the speed that is known is that of 16 bits."

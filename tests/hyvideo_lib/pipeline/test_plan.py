@@ -111,6 +111,8 @@ def test_small_memory_changes_the_way_and_swaps(monkeypatch):
     hopeless = plan_run(guided, DEMO, Precision(), Machine(2**20), CUDA)
     assert not hopeless.fits
     assert hopeless.stages[1].way.label.startswith("CFG in turn")
+    swapped = sum(hopeless.stages[1].weights.blocks)
+    assert hopeless.moved == 2 * swapped  # the blocks come by for each of the two prompts
     assert not hopeless.fits_as_asked
     assert "even with CFG in turn" in describe_plan(hopeless)
     assert all(bool(stage.advice) != stage.fits for stage in hopeless.stages)

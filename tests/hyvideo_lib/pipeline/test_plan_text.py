@@ -1,10 +1,13 @@
 """Plans in words, of stages that are planned from sizes alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from hyvideo_lib.memory import BlockSwap
 from hyvideo_lib.memory.machine import Machine
 from hyvideo_lib.memory.plan import StagePlan, Way, Weights, plan_stage
+from hyvideo_lib.memory.simulate import StreamCost
 from hyvideo_lib.pipeline.plan import Plan
 from hyvideo_lib.pipeline.plan_text import describe_plan
 
@@ -67,3 +70,17 @@ def test_ram_that_must_be_there_does_not_fit_when_it_is_short():
     text = told(Machine(40 * GIB, 10 * GIB), Way("", GIB), weights=converted)
     assert "does not fit" in text
     assert "short by 2.00 GiB of RAM that must be there: it needs 12.00 GiB beside files" in text
+
+
+def test_what_moves_in_a_step_is_told_without_any_speed():
+    machine = Machine(8 * GIB, link=10e9)
+    plan = Plan(machine, (stage(machine, Way("", GIB)),), 1e15, 5 * 10**9, None)
+    text = describe_plan(plan)
+    assert "5.0 GB move to the GPU, which takes 0.50 s on a link of 10 GB/s" in text
+    assert "name the card for one (--card)" in text
+    step = plan.to_dict()["step"]
+    assert (step["moved_bytes"], step["copy_seconds"], step["seconds_at_least"]) == (5 * 10**9, 0.5, None)
+    assert "move" not in told(Machine(None), Way("", GIB))
+    fast = replace(plan, machine=replace(machine, speed=1e12, name="mine"), step=StreamCost(7.0, 0.25, 5 * 10**9))
+    assert "At least 7.0 s a step" in describe_plan(fast)
+    assert "--card" not in describe_plan(fast)
