@@ -128,7 +128,7 @@ def plan_run(
                 sketch_vae(files.vae, replace(precision, vae="float16"), device),
             )
             size = request.frames, request.height, request.width
-            return advise_decode(stage, vaes, size, SMALLER_TILES[-1], machine, device)
+            return advise_decode(stage, vaes, size, machine, device)
         narrow = None
         if is_wide(model):
             slim = sketch_transformer(files.transformer, replace(precision, storage=EIGHT_BITS), device)

@@ -19,6 +19,7 @@ from .sampler import offload_transformer
 from .sketch import TextSketch, is_wide, weights_of
 from .working import SampleWork
 
+SMALLEST_TILES = Tiles(128, 16)
 EIGHT_BITS = "float8_e4m3fn"
 SHARES = ((3, 4), (1, 2), (1, 4))
 """Of the frames that were asked for: what is tried in their place."""
@@ -109,15 +110,14 @@ def advise_decode(
     stage: StagePlan,
     vaes: tuple[CausalVideoVAE, CausalVideoVAE],
     size: tuple[int, int, int],
-    tiles: Tiles,
     machine: Machine,
     device: torch.device,
 ) -> Iterator[str]:
-    """vaes: as it is, and in 16 bits. size: frames, height and width. tiles: the smallest there are."""
+    """vaes: as it is, and in 16 bits. size: frames, height and width. What is planned is in the smallest tiles."""
 
     def plan(vae: CausalVideoVAE, size: tuple[int, int, int]) -> StagePlan:
         weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
-        way = Way("", decode_work(vae, size, tiles, device.type == "cpu"))
+        way = Way("", decode_work(vae, size, SMALLEST_TILES, device.type == "cpu"))
         return plan_stage("decode", weights, [way], machine.gpu_free, machine.ram_free, BlockSwap())
 
     frames, height, width = size

@@ -19,7 +19,6 @@ from hyvideo_lib.pipeline.plan_advice import SampleAdvice, advise_decode, advise
 from hyvideo_lib.pipeline.sampler import offload_transformer
 from hyvideo_lib.pipeline.sketch import sketch_text, sketch_transformer
 from hyvideo_lib.transformer import HunyuanVideoTransformer
-from hyvideo_lib.vae import Tiles
 
 CUDA = torch.device("cuda")
 REQUEST = GenerateRequest("-", width=64, height=64, frames=17, steps=4, cache=CacheConfig("teacache"))
@@ -79,10 +78,10 @@ def test_text_encoders_are_made_smaller_or_go_to_the_cpu():
 def test_below_the_smallest_tiles_there_is_no_advice_but_a_smaller_vae_or_picture():
     stage = plan_stage("decode", Weights(2**30), [Way("", 2**30)], MIB, None, BlockSwap())
     vaes = load_vae(assets.VAE, device="meta"), load_vae(assets.VAE, compute_dtype=torch.float16, device="meta")
-    lines = list(advise_decode(stage, vaes, (17, 64, 64), Tiles(128, 16), Machine(MIB), CUDA))
+    lines = list(advise_decode(stage, vaes, (17, 64, 64), Machine(MIB), CUDA))
     assert [line.split()[1] for line in lines] == ["--vae-dtype", "--width"]
     assert not any("--tiles" in line for line in lines)
-    lines = list(advise_decode(stage, (vaes[1], vaes[1]), (17, 64, 64), Tiles(128, 16), Machine(MIB), CUDA))
+    lines = list(advise_decode(stage, (vaes[1], vaes[1]), (17, 64, 64), Machine(MIB), CUDA))
     assert [line.split()[1] for line in lines] == ["--width"]
 
 
