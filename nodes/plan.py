@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.geometry import check_frames, check_size
-from ..hyvideo_lib.memory.machine import CARDS, DEFAULT_LINK, Machine
+from ..hyvideo_lib.memory.machine import CARDS, DEFAULT_LINK, Machine, device_bytes
 from ..hyvideo_lib.pipeline.precision import DENSE, MATMULS
 from . import comfy_host
 from .files import TEXT_KINDS, TRANSFORMER_KINDS, VAE_KINDS, list_choices, resolve
@@ -168,7 +168,8 @@ class Plan(io.ComfyNode):
         link: float = DEFAULT_LINK / 1e9,
     ) -> io.NodeOutput:
         from ..hyvideo_lib.pipeline import GenerateRequest, Precision
-        from ..hyvideo_lib.pipeline.plan import PlannedFiles, describe_plan, plan_run
+        from ..hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
+        from ..hyvideo_lib.pipeline.plan_text import describe_plan
         from ..hyvideo_lib.sampling import GuidanceConfig
 
         chosen = {"transformer": transformer, "vae": vae, "llm": llm}
@@ -216,7 +217,8 @@ def machine(device: torch.device, gpu_memory: float, card: str, ram: float, link
     total = int(gpu_memory * 2**30) or (known.memory if known else 0)
     free = max(0, total - CONTEXT_BYTES) if total else comfy_host.room_bytes(device)
     speed = known.speed if known else None
-    return Machine(free, int(ram * 2**30) or None, link * 1e9, speed, card if known else "")
+    total = total or device_bytes(device) or 0
+    return Machine(free, int(ram * 2**30) or None, link * 1e9, speed, card if known else "", total or None)
 
 
 NODES = (Plan,)

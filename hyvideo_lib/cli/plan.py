@@ -37,7 +37,8 @@ def run(options: Namespace, console: Console) -> int:
     import torch
 
     from ..errors import OutOfMemory
-    from ..pipeline.plan import PlannedFiles, describe_plan, plan_run
+    from ..pipeline.plan import PlannedFiles, plan_run
+    from ..pipeline.plan_text import describe_plan
 
     check_conflicts(options)
     request = replace(generate.request_from(options, find_start(options)), prompt="-")
@@ -57,7 +58,7 @@ def _machine(options: Namespace, device: str, is_described: bool) -> Machine:
     import torch
 
     from ..memory import free_device_bytes
-    from ..memory.machine import DEFAULT_LINK, Machine, find_card, parse_amount
+    from ..memory.machine import DEFAULT_LINK, Machine, device_bytes, find_card, parse_amount
     from ..memory.plan import CONTEXT_BYTES
     from ..memory.ram import free_ram_bytes
 
@@ -65,6 +66,7 @@ def _machine(options: Namespace, device: str, is_described: bool) -> Machine:
     gpu = parse_amount(options.gpu_memory, "gpu memory") if options.gpu_memory else card and card.memory
     return Machine(
         gpu_free=max(0, int(gpu) - CONTEXT_BYTES) if gpu else free_device_bytes(torch.device(device)),
+        gpu_total=int(gpu) if gpu else device_bytes(torch.device(device)),
         ram_free=int(parse_amount(options.ram, "ram")) if options.ram else None if is_described else free_ram_bytes(),
         link=parse_amount(options.link, "link") if options.link else DEFAULT_LINK,
         speed=card.speed if card else None,

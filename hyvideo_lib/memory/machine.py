@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import torch
+
 from ..errors import InvalidSetting
 
 DEFAULT_LINK = 25e9
@@ -44,13 +46,15 @@ disagree are left out."""
 @dataclass(frozen=True)
 class Machine:
     """gpu_free: bytes that a run may take of the device; None computes in RAM. ram_free: bytes; None is unknown.
-    link: bytes a second from RAM to the device. speed: FLOP/s; None is unknown. name: of the card, or ""."""
+    link: bytes a second from RAM to the device. speed: FLOP/s; None is unknown. name: of the card, or "". gpu_total:
+    bytes of the device, what the driver and other programs take included; None is unknown."""
 
     gpu_free: int | None
     ram_free: int | None = None
     link: float = DEFAULT_LINK
     speed: float | None = None
     name: str = ""
+    gpu_total: int | None = None
 
 
 def parse_amount(text: str, name: str) -> float:
@@ -69,6 +73,13 @@ def parse_amount(text: str, name: str) -> float:
 def gib(num_bytes: int | None) -> str:
     """ "12.00 GiB"."""
     return "an unknown number of bytes" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """Bytes of a device of this machine, free or not; None if it has no memory of its own, or does not say."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def find_card(name: str) -> Card:

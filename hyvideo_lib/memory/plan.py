@@ -24,13 +24,15 @@ PROCESS_BYTES = 1 * 2**30
 @dataclass(frozen=True)
 class Weights:
     """Bytes of a model. fixed: always on the device. blocks: those that may stay in RAM, num_double of them first.
-    visit: of the largest part that comes only for a moment. away: of all those parts."""
+    visit: of the largest part that comes only for a moment. away: of all those parts. is_mapped: whether RAM only shows
+    their file, and may forget it; otherwise they were converted when they were loaded, and are held."""
 
     fixed: int
     blocks: tuple[int, ...] = ()
     num_double: int = 0
     visit: int = 0
     away: int = 0
+    is_mapped: bool = True
 
     @property
     def num_bytes(self) -> int:
@@ -39,10 +41,42 @@ class Weights:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute a stage. label: what to set for it, "" for what was asked. work: its bytes beside weights."""
+    """One way to compute a stage. label: what is done for it, and the options that ask for it where it does not happen
+    by itself; "" for what was asked. work: its bytes beside weights. calls: how often the blocks come by in a step."""
 
     label: str
     work: int
+    calls: int = 1
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a run takes it by itself, with no option set."""
+        return "--" not in self.label
+
+
+@dataclass(frozen=True)
+class RamUse:
+    """Bytes of RAM. files: weights of which RAM only shows the file. converted: those that are held. buffers: pinned
+    copies of blocks on their way to a device. work: of computing in RAM. process: of the program itself.
+
+    again: of the files, what is read again and again; the rest is read once.
+    """
+
+    files: int = 0
+    converted: int = 0
+    buffers: int = 0
+    work: int = 0
+    process: int = PROCESS_BYTES
+    again: int = 0
+
+    @property
+    def held(self) -> int:
+        """What must be there."""
+        return self.converted + self.buffers + self.work + self.process
+
+    @property
+    def total(self) -> int:
+        return self.files + self.held
 
 
 @dataclass(frozen=True)
@@ -55,21 +89,49 @@ class Placement:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage as it would run. Bytes at most on the device (None: it computes in RAM) and in RAM, mapped files
-    included; whether that fits; the way that was chosen; of the blocks how many stay in RAM.
+    """A stage as it would run, in bytes. device_bytes: at most on the device; None: it computes in RAM. ram: what it
+    takes of RAM. way: the one that was chosen. swapped: the blocks that stay in RAM. resident: of weights on the
+    device.
 
-    ram_short: bytes that RAM has too few, where a device computes. It runs then, but reads files again and again.
+    device_short: what the device has too few, with the reserve. ram_short: what RAM has too few, mapped files included;
+    held_short: of that which must be there; files_short: of the files that are read again and again, from the disk
+    then. All three are 0 where the free RAM is not known. advice: what would make it fit, one sentence each.
     """
 
     name: str
     device_bytes: int | None
-    ram_bytes: int
+    ram: RamUse
     weights: Weights
     way: Way
-    fits: bool
     swapped: tuple[int, ...] = ()
     resident: int = 0
+    device_short: int = 0
     ram_short: int = 0
+    held_short: int = 0
+    files_short: int = 0
+    advice: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return not self.device_short and not self.held_short
+
+    @property
+    def is_slow(self) -> bool:
+        """It fits, but reads files from the disk again and again."""
+        return self.fits and self.files_short > 0
+
+    @property
+    def fits_as_asked(self) -> bool:
+        return self.fits and self.way.is_asked
+
+    @property
+    def ram_bytes(self) -> int:
+        return self.ram.total
+
+    @property
+    def reserve(self) -> int:
+        """Bytes that are kept free on the device beside the rest."""
+        return 0 if self.device_bytes is None else with_reserve(self.way.work) - self.way.work
 
 
 def with_reserve(num_bytes: int) -> int:
@@ -104,22 +166,77 @@ def place(weights: Weights, work: int, free: int | None, swap: BlockSwap) -> Pla
 
 
 def plan_stage(
-    name: str, weights: Weights, ways: Iterable[Way], free: int | None, ram: int | None, swap: BlockSwap
+    name: str,
+    weights: Weights,
+    ways: Iterable[Way],
+    free: int | None,
+    ram: int | None,
+    swap: BlockSwap,
+    is_repeated: bool = True,
 ) -> StagePlan:
-    """The first of the ways that fits; where none does, the last. free, ram: bytes; free None computes in RAM."""
+    """The first of the ways that fits; where none does, the last. free, ram: bytes; free None computes in RAM.
+
+    There the first that leaves room for the files too goes before one that only fits. is_repeated: the weights are gone
+    through many times; otherwise once, and then no block is kept in pinned memory.
+    """
+    slow: StagePlan | None = None
     for way in ways:
-        placed = place(weights, way.work, free, swap)
-        device_bytes = None if free is None else placed.resident + way.work
-        pinned = pinned_bytes(sum(weights.blocks[i] for i in placed.swapped), ram)
-        in_ram = PROCESS_BYTES + weights.num_bytes + (way.work if free is None else pinned)
-        fits = device_bytes is None or placed.resident + with_reserve(way.work) <= (free or 0)
-        if ram is not None and free is None:
-            fits = fits and in_ram <= ram
-        short = 0 if ram is None or free is None else max(0, in_ram - ram)
-        plan = StagePlan(name, device_bytes, in_ram, weights, way, fits, placed.swapped, placed.resident, short)
-        if fits:
-            break
-    return plan
+        plan = _plan_way(name, weights, way, free, ram, swap, is_repeated)
+        if plan.fits and not plan.is_slow:
+            return plan
+        if plan.fits:
+            slow = slow or plan
+            if free is not None:  # no way changes what the files take
+                break
+    return slow or plan
+
+
+def _plan_way(
+    name: str, weights: Weights, way: Way, free: int | None, ram: int | None, swap: BlockSwap, is_repeated: bool
+) -> StagePlan:
+    placed = place(weights, way.work, free, BlockSwap() if free is None else swap)
+    use = _ram_use(weights, way.work, placed.swapped, free is None, ram, swap.prefetch, is_repeated)
+    held_short = 0 if ram is None else max(0, use.held - ram)
+    return StagePlan(
+        name,
+        None if free is None else placed.resident + way.work,
+        use,
+        weights,
+        way,
+        placed.swapped,
+        placed.resident,
+        0 if free is None else max(0, placed.resident + with_reserve(way.work) - free),
+        0 if ram is None else max(0, use.total - ram),
+        held_short,
+        0 if ram is None else max(0, use.held + use.again - ram) - held_short,
+    )
+
+
+def _ram_use(
+    weights: Weights,
+    work: int,
+    swapped: Sequence[int],
+    is_home: bool,
+    ram: int | None,
+    prefetch: int,
+    is_repeated: bool,
+) -> RamUse:
+    """is_home: whether it computes in RAM, where no weight is copied."""
+    blocks = [weights.blocks[i] for i in swapped]
+    converted = 0 if weights.is_mapped else weights.num_bytes
+    pinned = staging = 0
+    if prefetch and blocks:  # without prefetch blocks are copied from where they lie
+        left = None if ram is None else max(0, ram - PROCESS_BYTES - converted)
+        pinned = pinned_bytes(sum(blocks), left) if is_repeated else 0
+        staging = 0 if pinned >= sum(blocks) else slot_bytes(blocks, (), prefetch + 1)
+    again = weights.num_bytes if is_home else weights.away + max(0, sum(blocks) - pinned)
+    return RamUse(
+        files=weights.num_bytes - converted,
+        converted=converted,
+        buffers=pinned + staging,
+        work=work if is_home else 0,
+        again=again if is_repeated and weights.is_mapped else 0,
+    )
 
 
 def step_cost(

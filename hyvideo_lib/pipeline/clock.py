@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
+
 from ..errors import OutOfMemory
 from ..host import Host
+from ..memory.machine import gib
+from ..memory.ram import free_ram_bytes
+from ..memory.vram import free_device_bytes
 from .notices import Notice
 from .report import RunReport, StageLog, StageReport, joined, measured
-from .shortage import is_out_of_memory, reason_of
+from .shortage import is_out_of_memory
 
 
 @dataclass(frozen=True)
 class Stage:
-    """title: for progress bars. advice: what to try when memory runs out in it."""
+    """title: for progress bars. advice: what to try when memory runs out in it. on_device: what else, where a device
+    has a memory of its own."""
 
     title: str
     advice: str
+    on_device: str = ""
 
 
 _LESS_VIDEO = "Make the video smaller or shorter (--width, --height, --frames)"
-_SMALLER_TILES = f"Let the VAE compute in 16 bits (--vae-dtype float16) or close other programs. {_LESS_VIDEO}."
+_PLAN = "`hyvideo plan` with the same options says by how much it is short, and which settings would make it fit."
+_VAE = (
+    f"Let the VAE compute in 16 bits (--vae-dtype float16) where it does not, or close other programs. {_LESS_VIDEO}."
+)
+_TEXT = "Use a language model file in 8 bits if yours is in 16, or close other programs."
 
 STAGES = {
-    "load_text": Stage("loading text encoders", "Use text encoders stored in 16 bits or less, or --device cpu."),
-    "encode_text": Stage("encoding text", "Use text encoders stored in 16 bits or less, or --device cpu."),
-    "load_vae": Stage("loading VAE", "Use --device cpu, or close other programs."),
-    "encode_video": Stage("encoding video", _SMALLER_TILES),
-    "load_transformer": Stage("loading transformer", "Keep its weights in 8 bits (--storage-dtype float8_e4m3fn)."),
-    "sample": Stage(
-        "sampling",
-        f"{_LESS_VIDEO}, keep the weights in 8 bits (--storage-dtype float8_e4m3fn) or in RAM (--swap-double 20 "
-        "--swap-single 40), or with CFG use --cfg-in-turn.",
+    "load_text": Stage("loading text encoders", _TEXT),
+    "encode_text": Stage("encoding text", _TEXT, f"{_PLAN} --device cpu encodes in RAM."),
+    "load_vae": Stage("loading VAE", "Close other programs.", "--device cpu keeps it in RAM."),
+    "encode_video": Stage("encoding video", _VAE),
+    "load_transformer": Stage(
+        "loading transformer",
+        "Close other programs. Weights that --storage-dtype converts must all be in RAM; those of a file that is "
+        "stored so (hyvideo convert --storage) need not be.",
     ),
-    "decode": Stage("decoding", _SMALLER_TILES),
+    "sample": Stage("sampling", f"{_LESS_VIDEO}. {_PLAN}"),
+    "decode": Stage("decoding", _VAE),
     "write": Stage("writing", "Close other programs."),
 }
+
+_ASKED = re.compile(r"tried to allocate ([\d.]+) (bytes|[kmgt]ib)", re.I)
+_UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def describe_shortage(name: str, error: BaseException, device: torch.device) -> str:
+    """What a person can do about memory that ran out in a stage on a device, with the numbers that are known."""
+    is_cpu = device.type == "cpu"
+    free = free_ram_bytes() if is_cpu else free_device_bytes(device)
+    asked = _ASKED.search(str(error))
+    facts = [f"{gib(int(float(asked[1]) * _UNITS[asked[2].lower()]))} more were asked for"] if asked else []
+    facts += [f"{gib(free)} {'of RAM' if is_cpu else 'of the device'} are free"] if free is not None else []
+    stage = STAGES[name]
+    advice = stage.advice if is_cpu or not stage.on_device else f"{stage.advice} {stage.on_device}"
+    return f"Memory ran out while {stage.title}{': ' if facts else ''}{', '.join(facts)}. {advice}"
 
 
 class Clock:
@@ -72,8 +99,7 @@ class Clock:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            where = f"Memory ran out while {STAGES[name].title} ({reason_of(error)})."
-            raise OutOfMemory(f"{where} {STAGES[name].advice}") from error
+            raise OutOfMemory(describe_shortage(name, error, self._host.device)) from error
         finally:
             if log and log.report:
                 spent = log.report.seconds

@@ -116,11 +116,18 @@ class Ladder:
         if run.rungs:
             facts.append(f"tried already: {'; '.join(run.rungs)}")
         numbers = f" ({'; '.join(facts)})" if facts else ""
+        narrower = "keep the weights in 8 bits (storage dtype float8_e4m3fn), " if _is_wide(run) else ""
         return (
             f"Nothing is left to give up here{numbers}. Make the video smaller or shorter (width, height, frames), "
-            "keep the weights in 8 bits (storage dtype float8_e4m3fn), or close other programs; `hyvideo plan` says "
-            "what fits."
+            f"{narrower}or close other programs; `hyvideo plan` says what fits."
         )
+
+
+def _is_wide(run: SampleRun) -> bool:
+    """Whether most of the transformer's weights rest in 16 bits or more."""
+    weights = list(run.model.parameters())
+    wide = sum(weight.nbytes for weight in weights if weight.element_size() > 1)
+    return 2 * wide > sum(weight.nbytes for weight in weights)
 
 
 def load_weights(run: SampleRun, source: Offloader, budget: int | None) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,20 @@ import torch
 
 from ..memory import BlockSwap
 from ..memory.estimate import text_bytes
-from ..memory.machine import Machine, gib
+from ..memory.machine import Machine
 from ..memory.plan import StagePlan, Way, Weights, block_flops, plan_stage, step_cost
 from ..memory.simulate import StreamCost
-from ..transformer import LeanConfig
+from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import Tiles
 from .dry_run import decode_work
 from .ladder import describe_lean
 from .loras import load_loras
+from .plan_advice import EIGHT_BITS, SampleAdvice, advise_decode, advise_text
 from .precision import Precision
 from .report import describe_tiles
 from .request import GenerateRequest
 from .sampler import offload_transformer
-from .sketch import sketch_text, sketch_transformer, sketch_vae, weights_of
+from .sketch import is_mapped, is_wide, sketch_text, sketch_transformer, sketch_vae, weights_of
 from .working import SampleWork
 
 TEXT_TOKENS = 256
@@ -44,37 +45,51 @@ class PlannedFiles:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in their order. step: simulated cost of one step on a card of known speed, computed and not measured; None
-    also for products in 8 bits, at which the speed is not known.
-    step_flops: of one step. passes: of the model in a step."""
+    """Stages in their order. step_flops: of one step. moved: bytes that come to the device in one step.
+
+    step: simulated cost of one step on a card of known speed, computed and not measured; None also for products in 8
+    bits, at which the speed is not known.
+    """
 
     machine: Machine
     stages: tuple[StagePlan, ...]
     step_flops: float
-    passes: int
+    moved: int
     step: StreamCost | None
 
     @property
     def fits(self) -> bool:
         return all(stage.fits for stage in self.stages)
 
+    @property
+    def fits_as_asked(self) -> bool:
+        return all(stage.fits_as_asked for stage in self.stages)
+
+    @property
+    def copy_seconds(self) -> float:
+        """Of what comes to the device in one step, at the link's speed; computing may hide them."""
+        return self.moved / self.machine.link
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
             "fits": self.fits,
+            "fits_as_asked": self.fits_as_asked,
             "machine": {
                 "card": self.machine.name or None,
+                "gpu_total_bytes": self.machine.gpu_total,
                 "gpu_bytes": self.machine.gpu_free,
                 "ram_bytes": self.machine.ram_free,
                 "link_bytes_per_second": self.machine.link,
             },
-            "stages": {stage.name: _stage_dict(stage) for stage in self.stages},
+            "stages": {stage.name: _stage_dict(stage, self.machine) for stage in self.stages},
             "step": {
                 "kind": "computed",
                 "flops": self.step_flops,
                 "seconds_at_least": self.step.seconds if self.step else None,
                 "stalled_seconds": self.step.stalled if self.step else None,
-                "moved_bytes": self.step.moved if self.step else None,
+                "moved_bytes": self.moved,
+                "copy_seconds": self.copy_seconds,
             },
         }
 
@@ -93,12 +108,51 @@ def plan_run(
     asked, or a step cache that cannot be used with this transformer.
     """
     model = sketch_transformer(files.transformer, precision, device)
-    offloader = offload_transformer(model, swap)
-    weights = weights_of(offloader, len(model.double_blocks))
     if request.cache:
         config = model.config
         sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
         request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
+    sample, work = _plan_sample(request, model, is_mapped(files.transformer, precision), machine, swap)
+    stages = (
+        _plan_text(files, precision, machine),
+        sample,
+        _plan_decode(request, files, precision, machine, device),
+    )
+
+    def advise(stage: StagePlan) -> Iterator[str]:
+        if stage.name == "text":
+            return advise_text(sketch_text("llm", files.llm, precision), machine.gpu_free is not None)
+        if stage.name == "decode":
+            vaes = (
+                sketch_vae(files.vae, precision, device),
+                sketch_vae(files.vae, replace(precision, vae="float16"), device),
+            )
+            size = request.frames, request.height, request.width
+            return advise_decode(stage, vaes, size, machine, device)
+        narrow = None
+        if is_wide(model):
+            slim = sketch_transformer(files.transformer, replace(precision, storage=EIGHT_BITS), device)
+            narrow = replace(work, model=slim, source=offload_transformer(slim, swap))
+        return SampleAdvice(stage, request, work, machine, swap).lines(narrow)
+
+    advised = tuple(stage if stage.fits else replace(stage, advice=tuple(advise(stage))) for stage in stages)
+    passes = 2 if request.guidance.uses_cfg else 1
+    num_blocks, calls = len(model.blocks), sample.way.calls
+    flops = block_flops(model.config.hidden_size, model.config.mlp_ratio, work.tokens)
+    step = None
+    if machine.speed is not None and machine.gpu_free is not None and precision.product is None:  # speed is of 16 bits
+        block_seconds = [passes / calls * flops / machine.speed] * num_blocks
+        one = step_cost(sample.weights, sample.swapped, block_seconds, swap.prefetch, machine.link)
+        step = StreamCost(calls * one.seconds, calls * one.stalled, calls * one.moved)
+    moved = calls * sum(sample.weights.blocks[i] for i in sample.swapped)
+    return Plan(machine, advised, passes * num_blocks * flops, moved, step)
+
+
+def _plan_sample(
+    request: GenerateRequest, model: HunyuanVideoTransformer, is_mapped: bool, machine: Machine, swap: BlockSwap
+) -> tuple[StagePlan, SampleWork]:
+    """model: on the meta device. is_mapped: whether its weights stay in their file."""
+    offloader = offload_transformer(model, swap)
     work = SampleWork(
         model,
         offloader,
@@ -109,28 +163,9 @@ def plan_run(
         request.cache,
         load_loras(request.loras, model.config) if request.loras else (),
     )
-    sample = plan_stage(
-        "sample",
-        weights,
-        _sample_ways(request, work, machine.gpu_free),
-        machine.gpu_free,
-        machine.ram_free,
-        swap,
-    )
-    stages = (
-        _plan_text(files, precision, machine),
-        sample,
-        _plan_decode(request, files, precision, machine, device),
-    )
-    passes = 2 if request.guidance.uses_cfg else 1
-    num_blocks = len(weights.blocks)
-    flops = block_flops(model.config.hidden_size, model.config.mlp_ratio, work.tokens)
-    step = None
-    if machine.speed is not None and machine.gpu_free is not None and precision.product is None:  # speed is of 16 bits
-        step = step_cost(
-            weights, sample.swapped, [passes * flops / machine.speed] * num_blocks, swap.prefetch, machine.link
-        )
-    return Plan(machine, stages, passes * num_blocks * flops, passes, step)
+    weights = weights_of(offloader, len(model.double_blocks), is_mapped)
+    ways = _sample_ways(request, work, machine.gpu_free)
+    return plan_stage("sample", weights, ways, machine.gpu_free, machine.ram_free, swap), work
 
 
 def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None) -> Iterator[Way]:
@@ -141,7 +176,7 @@ def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None) -
         labels = ["CFG in turn (--cfg-in-turn)"] if is_batched and not batched else []
         if lean != LeanConfig():
             labels.append(f"{describe_lean(lean)}, which happens by itself")
-        yield Way(", ".join(labels), num_bytes)
+        yield Way(", ".join(labels), num_bytes, 2 if request.guidance.uses_cfg and not batched else 1)
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:
@@ -149,7 +184,7 @@ def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> S
     tokens = TEXT_TOKENS + TEMPLATE_TOKENS
     work = text_bytes(llm.hidden_size, llm.inner_size, tokens, llm.item_size, llm.is_cast)
     weights = Weights(llm.weights.fixed + clip.weights.num_bytes, llm.weights.blocks)
-    return plan_stage("text", weights, [Way("", work)], machine.gpu_free, machine.ram_free, BlockSwap())
+    return plan_stage("text", weights, [Way("", work)], machine.gpu_free, machine.ram_free, BlockSwap(), False)
 
 
 def _plan_decode(
@@ -180,68 +215,24 @@ def _plan_decode(
     return plan_stage("decode", weights, ways(), machine.gpu_free, machine.ram_free, BlockSwap())
 
 
-def _stage_dict(stage: StagePlan) -> dict[str, Any]:
+def _stage_dict(stage: StagePlan, machine: Machine) -> dict[str, Any]:
+    is_checked = machine.ram_free is not None
     return {
         "fits": stage.fits,
+        "fits_as_asked": stage.fits_as_asked,
         "gpu_peak_bytes": stage.device_bytes,
+        "gpu_reserve_bytes": stage.reserve,
+        "gpu_short_bytes": stage.device_short,
         "ram_peak_bytes": stage.ram_bytes,
+        "ram_held_bytes": stage.ram.held,
         "ram_short_bytes": stage.ram_short,
+        "ram_held_short_bytes": stage.held_short if is_checked else None,
+        "ram_files_short_bytes": stage.files_short if is_checked else None,
+        "ram": asdict(stage.ram),
         "weights_bytes": stage.weights.num_bytes,
         "resident_bytes": stage.resident,
         "working_bytes": stage.way.work,
         "swapped_blocks": len(stage.swapped),
         "setting": stage.way.label or None,
+        "advice": list(stage.advice),
     }
-
-
-def describe_plan(plan: Plan) -> str:
-    """The plan for people."""
-    lines = []
-    for stage in plan.stages:
-        where = "RAM" if stage.device_bytes is None else "GPU"
-        peak = stage.ram_bytes if stage.device_bytes is None else stage.device_bytes
-        lines.append(
-            f"{stage.name:7}{where} peak {gib(peak):>10}  ({gib(stage.resident)} weights, {gib(stage.way.work)} "
-            f"work), RAM {gib(stage.ram_bytes)}: {'fits' if stage.fits else 'does not fit'}"
-        )
-        lines += [f"       with {fact}" for fact in _facts(stage)]
-    tera = plan.step_flops / 1e12
-    lines.append(f"One step is {tera:,.1f} TFLOP (computed).")
-    if plan.step is not None and plan.machine.speed is not None:
-        lines.append(
-            f"At least {plan.step.seconds:.1f} s a step, computed from the {plan.machine.speed / 1e12:g} TFLOP/s that "
-            f"the maker states for {plan.machine.name} and a link of {plan.machine.link / 1e9:g} GB/s, on which "
-            f"{plan.step.moved / 1e9:.1f} GB move per step; computing waits {plan.step.stalled:.1f} s for them."
-        )
-    elif plan.step is None and plan.machine.speed is not None and plan.machine.gpu_free is not None:
-        lines.append("No time is computed for products in 8 bits: the speed that is known is that of 16 bits.")
-    if not plan.fits:
-        lines.append(advice(plan.stages))
-    return "\n".join(lines)
-
-
-def advice(stages: Sequence[StagePlan]) -> str:
-    """What is left where settings do not help."""
-    names = ", ".join(stage.name for stage in stages if not stage.fits)
-    return (
-        f"Does not fit as it is: {names}. Make the video smaller or shorter (--width, --height, --frames), or keep the "
-        "transformer's weights in 8 bits (--storage-dtype float8_e4m3fn)."
-    )
-
-
-def _facts(stage: StagePlan) -> list[str]:
-    facts = [stage.way.label] if stage.way.label else []
-    if stage.swapped and stage.name == "sample":
-        double = sum(i < stage.weights.num_double for i in stage.swapped)
-        facts.append(
-            f"{len(stage.swapped)} of {len(stage.weights.blocks)} blocks in RAM, which happens by itself "
-            f"(--swap-double {double} --swap-single {len(stage.swapped) - double} says the same)"
-        )
-    elif stage.swapped:
-        facts.append(f"{len(stage.swapped)} of {len(stage.weights.blocks)} layers in RAM, which happens by itself")
-    if stage.ram_short:
-        facts.append(
-            f"{gib(stage.ram_short)} more RAM than is free: files are read from the disk again and again, which is "
-            "slow. Files in 8 bits take half"
-        )
-    return facts

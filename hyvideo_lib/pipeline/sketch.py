@@ -35,13 +35,14 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 @dataclass(frozen=True)
 class TextSketch:
     """A text encoder's weights and the sizes that its work depends on. is_cast: it computes in another dtype than most
-    of it is stored in; item_size: bytes of a number where it computes."""
+    of it is stored in; item_size: bytes of a number where it computes. is_wide: most of it rests in 16 bits or more."""
 
     weights: Weights
     hidden_size: int
     inner_size: int
     is_cast: bool
     item_size: int
+    is_wide: bool
 
 
 def sketch_transformer(path: Path | None, precision: Precision, device: torch.device) -> HunyuanVideoTransformer:
@@ -91,15 +92,31 @@ def sketch_text(role: str, path: Path | None, precision: Precision) -> TextSketc
         else:
             fixed += size
     weights = Weights(fixed, tuple(blocks[i] for i in sorted(blocks)))
-    return TextSketch(weights, config.hidden_size, config.intermediate_size, compute != stored, compute.itemsize)
+    sizes_in = config.hidden_size, config.intermediate_size
+    is_wide = stored is not None and stored.itemsize > 1
+    return TextSketch(weights, *sizes_in, compute != stored, compute.itemsize, is_wide)
 
 
-def weights_of(offloader: Offloader, num_double: int) -> Weights:
+def weights_of(offloader: Offloader, num_double: int, is_mapped: bool = True) -> Weights:
     """What an Offloader has in hand, as the planner counts it."""
     blocks = offloader.block_bytes
-    return Weights(
-        offloader.num_bytes - sum(blocks), tuple(blocks), num_double, offloader.visit_bytes, offloader.aside_bytes
-    )
+    fixed = offloader.num_bytes - sum(blocks)
+    return Weights(fixed, tuple(blocks), num_double, offloader.visit_bytes, offloader.aside_bytes, is_mapped)
+
+
+def is_mapped(path: Path | None, precision: Precision) -> bool:
+    """Whether a transformer's weights stay in their file: they are in another storage than it only if that is asked."""
+    if precision.storage_dtype is None:
+        return True
+    stored = RELEASED_DTYPE if path is None else _main_stored(examine(open_header(path)))
+    return stored == precision.storage_dtype
+
+
+def is_wide(model: HunyuanVideoTransformer | CausalVideoVAE, num_bytes: int = 1) -> bool:
+    """Whether most of a model rests in numbers of more bytes than that."""
+    weights = list(model.parameters())
+    wide = sum(weight.nbytes for weight in weights if weight.is_floating_point() and weight.element_size() > num_bytes)
+    return 2 * wide > sum(weight.nbytes for weight in weights)
 
 
 def _sizes(findings: Findings) -> dict[str, int]:

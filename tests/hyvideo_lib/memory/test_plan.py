@@ -1,5 +1,7 @@
 """Plans from sizes alone, held to what an Offloader does with the same sizes."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from torch import nn
 from hyvideo_lib.errors import InvalidSetting
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.memory.machine import CARDS, find_card, parse_amount
+from hyvideo_lib.memory.pinned import pinned_bytes
 from hyvideo_lib.memory.plan import (
     PROCESS_BYTES,
     Way,
@@ -77,16 +80,63 @@ def test_blocks_go_before_the_way_changes_and_the_way_before_it_does_not_fit():
     assert (hopeless.fits, hopeless.way.label) == (False, "smaller")
 
 
-def test_too_little_ram_is_told_beside_a_card_and_refused_without_one():
-    def plan(ram: int | None, free: int | None = 1050 * MIB):
-        return plan_stage("sample", WEIGHTS, [Way("", 50 * MIB)], free, ram, BlockSwap())
+def test_files_that_ram_cannot_hold_are_slow_and_what_must_be_there_is_refused():
+    def plan(ram: int | None, free: int | None = 1050 * MIB, weights: Weights = WEIGHTS):
+        return plan_stage("sample", weights, [Way("", 50 * MIB)], free, ram, BlockSwap())
 
     roomy, tight = plan(2**40), plan(2 * 2**30)
-    assert (roomy.fits, roomy.ram_short) == (tight.fits, 0) == (True, 0)
-    assert tight.ram_short == tight.ram_bytes - 2 * 2**30 > 0
-    assert tight.ram_bytes < roomy.ram_bytes  # fewer blocks are pinned
-    assert plan(None).ram_short == 0
-    assert (plan(2 * 2**30, None).fits, plan(2 * 2**30, None).ram_short) == (False, 0)
+    assert (roomy.fits, roomy.is_slow, roomy.ram_short, roomy.files_short) == (True, False, 0, 0)
+    assert (tight.fits, tight.is_slow, tight.held_short) == (True, True, 0)
+    assert tight.ram_short == tight.ram_bytes - 2 * 2**30 > tight.files_short > 0
+    assert tight.files_short == tight.ram.held + tight.ram.again - 2 * 2**30
+    assert tight.ram.buffers < roomy.ram.buffers  # fewer blocks are pinned
+    unknown = plan(None)
+    assert (unknown.fits, unknown.ram_short, unknown.held_short, unknown.files_short) == (True, 0, 0, 0)
+    for free in (1050 * MIB, None):  # weights that were converted when they were loaded are in no file
+        held = plan(2 * 2**30, free, replace(WEIGHTS, is_mapped=False))
+        assert (held.fits, held.files_short) == (False, 0)
+        assert held.held_short == held.ram.held - 2 * 2**30 > 0
+    assert (plan(2 * 2**30, None).fits, plan(2 * 2**30, None).is_slow) == (True, True)
+
+
+def test_what_is_gone_through_once_is_neither_pinned_nor_read_again():
+    ways = [Way("", 50 * MIB)]
+    often, once = (
+        plan_stage("text", WEIGHTS, ways, 1050 * MIB, 2**40, BlockSwap(), is_repeated) for is_repeated in (True, False)
+    )
+    assert often.swapped == once.swapped != ()
+    assert once.ram.buffers == 2 * 300 * MIB  # two slots of the largest
+    assert often.ram.buffers == pinned_bytes(sum(WEIGHTS.blocks[i] for i in often.swapped), None)
+    assert (once.ram.again, often.ram.again) == (0, WEIGHTS.away)
+
+
+def test_in_ram_the_way_that_leaves_room_for_files_goes_first():
+    ways = [Way("", 1500 * MIB), Way("smaller", 50 * MIB)]
+    free_ram = PROCESS_BYTES + WEIGHTS.num_bytes + 100 * MIB
+    assert plan_stage("sample", WEIGHTS, ways, None, free_ram, BlockSwap()).way == ways[1]
+    tight = plan_stage("sample", WEIGHTS, ways, None, PROCESS_BYTES + 1600 * MIB, BlockSwap())
+    assert (tight.way, tight.is_slow) == (ways[0], True)
+
+
+def test_summands_add_up():
+    ways = [Way("", 200 * MIB)]
+    for free, ram in ((1050 * MIB, 2 * 2**30), (2**40, None), (None, 2**33)):
+        plan = plan_stage("sample", WEIGHTS, ways, free, ram, BlockSwap())
+        use = plan.ram
+        assert plan.ram_bytes == use.files + use.converted + use.buffers + use.work + use.process
+        if free is not None:
+            assert plan.device_bytes == plan.resident + plan.way.work
+            assert plan.device_short == max(0, plan.device_bytes + plan.reserve - free)
+
+
+def test_a_way_that_asks_for_options_is_not_what_was_asked():
+    ways = [Way("", 900 * MIB), Way("smaller (--smaller)", 50 * MIB)]
+    plan = plan_stage("sample", WEIGHTS, ways, 1050 * MIB, None, BlockSwap())
+    assert (plan.fits, plan.fits_as_asked, plan.way) == (True, False, ways[1])
+    alone = plan_stage(
+        "sample", WEIGHTS, [Way("in groups, which happens by itself", 50 * MIB)], 2**33, None, BlockSwap()
+    )
+    assert alone.fits_as_asked
 
 
 def test_on_a_cpu_everything_is_in_ram():

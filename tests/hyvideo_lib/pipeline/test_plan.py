@@ -18,7 +18,8 @@ from hyvideo_lib.memory.machine import Machine
 from hyvideo_lib.pipeline import GenerateRequest, LoraChoice, Precision, offload_transformer
 from hyvideo_lib.pipeline.dry_run import decode_work, encode_work, transformer_work
 from hyvideo_lib.pipeline.loras import load_loras
-from hyvideo_lib.pipeline.plan import PlannedFiles, describe_plan, plan_run
+from hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
+from hyvideo_lib.pipeline.plan_text import describe_plan
 from hyvideo_lib.pipeline.sketch import sketch_text, sketch_transformer, sketch_vae, weights_of
 from hyvideo_lib.sampling import GuidanceConfig
 from hyvideo_lib.vae import Tiles
@@ -110,7 +111,11 @@ def test_small_memory_changes_the_way_and_swaps(monkeypatch):
     hopeless = plan_run(guided, DEMO, Precision(), Machine(2**20), CUDA)
     assert not hopeless.fits
     assert hopeless.stages[1].way.label.startswith("CFG in turn")
-    assert "--storage-dtype" in describe_plan(hopeless)
+    swapped = sum(hopeless.stages[1].weights.blocks)
+    assert hopeless.moved == 2 * swapped  # the blocks come by for each of the two prompts
+    assert not hopeless.fits_as_asked
+    assert "even with CFG in turn" in describe_plan(hopeless)
+    assert all(bool(stage.advice) != stage.fits for stage in hopeless.stages)
 
 
 def test_loras_and_a_step_cache_are_counted_as_a_run_counts_them():
@@ -157,7 +162,9 @@ def test_the_command_line_plans_for_a_described_machine(capsys):
     words = ["plan", *map(str, files), *size, "--gpu-memory", "24GiB", "--ram", "32GiB", "--link", "12GB/s", "--json"]
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["fits"] is True
+    assert report["fits"] is report["fits_as_asked"] is True
+    assert report["machine"]["gpu_total_bytes"] == 24 * 2**30
+    assert report["stages"]["sample"]["ram_files_short_bytes"] == 0
     assert report["machine"]["link_bytes_per_second"] == 12e9
     assert 23 * 2**30 < report["machine"]["gpu_bytes"] < 24 * 2**30
     assert report["step"]["kind"] == "computed"

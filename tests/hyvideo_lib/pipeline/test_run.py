@@ -9,7 +9,8 @@ import torch
 
 from hyvideo_lib.errors import EmptyPrompt, Interrupted, NonFiniteOutput, OutOfMemory
 from hyvideo_lib.host import HeadlessHost
-from hyvideo_lib.pipeline import Clock, Files, GenerateRequest, PixelStage, Precision, generate
+from hyvideo_lib.pipeline import STAGES, Clock, Files, GenerateRequest, PixelStage, Precision, generate
+from hyvideo_lib.pipeline.clock import describe_shortage
 from hyvideo_lib.sampling import GuidanceConfig
 from hyvideo_lib.vae import Tiles
 
@@ -129,8 +130,32 @@ def test_each_precision_reaches_its_stage(files):
     ],
 )
 def test_every_way_to_run_out_of_memory_is_one_error(error):
-    with pytest.raises(OutOfMemory, match=r"while decoding .*--vae-dtype"), Clock(HeadlessHost()).stage("decode"):
+    with pytest.raises(OutOfMemory, match=r"while decoding: .*--vae-dtype"), Clock(HeadlessHost()).stage("decode"):
         raise error
+
+
+CUDA_SAYS = "CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has a total capacity of 7.79 GiB of which ..."
+CPU_SAYS = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3221225472 bytes. Error code 12"
+
+
+@pytest.mark.parametrize(
+    ("said", "device", "asked", "place"),
+    [(CUDA_SAYS, "meta", "0.50 GiB", "of the device"), (CPU_SAYS, "cpu", "3.00 GiB", "of RAM")],
+)
+def test_a_shortage_is_told_in_numbers_and_not_in_the_allocators_words(monkeypatch, said, device, asked, place):
+    monkeypatch.setattr("hyvideo_lib.pipeline.clock.free_ram_bytes", lambda: 2**30)
+    monkeypatch.setattr("hyvideo_lib.pipeline.clock.free_device_bytes", lambda device: 2**30)
+    told = describe_shortage("encode_text", RuntimeError(said), torch.device(device))
+    assert f"Memory ran out while encoding text: {asked} more were asked for, 1.00 GiB {place} are free. Use" in told
+    assert not any(words in told for words in ("Allocator", "CUDA", "capacity"))
+    assert ("--device cpu" in told) == (device != "cpu")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_on_a_cpu_no_advice_is_to_swap_blocks_or_to_go_there(name):
+    told = describe_shortage(name, MemoryError(), torch.device("cpu"))
+    assert not any(option in told for option in ("--swap", "--device cpu"))
+    assert "--storage-dtype float8" not in told
 
 
 def test_other_errors_go_through():

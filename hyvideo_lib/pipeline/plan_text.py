@@ -1,0 +1,116 @@
+"""A plan in words: the machine, every stage against what the machine has, and what one step costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..memory.machine import Machine, gib
+from ..memory.plan import RamUse, StagePlan
+from .plan import Plan
+
+INDENT = " " * 7
+RAM_PARTS = {
+    "files": "of files",
+    "converted": "of converted weights",
+    "buffers": "of pinned blocks",
+    "work": "work",
+    "process": "the program itself",
+}
+"""Of a RamUse, in words."""
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan for people."""
+    return "\n".join([_machine(plan.machine), *_stages(plan), *_step(plan)])
+
+
+def _machine(machine: Machine) -> str:
+    ram = "RAM not given, not checked" if machine.ram_free is None else f"{gib(machine.ram_free)} of RAM free"
+    if machine.gpu_free is None:
+        return f"Machine: computes in RAM; {ram}."
+    if machine.gpu_total is None:
+        return f"Machine: {gib(machine.gpu_free)} of the GPU's memory left for the run; {ram}."
+    taken = machine.gpu_total - machine.gpu_free
+    return (
+        f"Machine: {gib(machine.gpu_total)} of GPU memory, {gib(taken)} of it the driver's and other programs', "
+        f"{gib(machine.gpu_free)} left for the run; {ram}."
+    )
+
+
+def _stages(plan: Plan) -> Iterator[str]:
+    for stage in plan.stages:
+        if stage.device_bytes is None:
+            peak = f"RAM peak {gib(stage.ram_bytes):>10}  ({_ram_parts(stage.ram)})"
+        else:
+            peak = (
+                f"GPU peak {gib(stage.device_bytes):>10}  ({gib(stage.resident)} weights, {gib(stage.way.work)} work), "
+                f"RAM {gib(stage.ram_bytes)}"
+            )
+        yield f"{stage.name:7}{peak}: {_verdict(stage)}"
+        yield from (f"{INDENT}{fact}" for fact in _facts(stage))
+
+
+def _verdict(stage: StagePlan) -> str:
+    """ "fits", "fits with: CFG in turn (--cfg-in-turn)"."""
+    if not stage.fits:
+        return "does not fit"
+    slowly = ", slowly" if stage.is_slow else ""
+    return f"fits{slowly}" if stage.way.is_asked else f"fits{slowly} with: {stage.way.label}"
+
+
+def _ram_parts(ram: RamUse) -> str:
+    return ", ".join(f"{gib(getattr(ram, name))} {words}" for name, words in RAM_PARTS.items() if getattr(ram, name))
+
+
+def _facts(stage: StagePlan) -> Iterator[str]:
+    if stage.device_bytes is not None:
+        yield f"RAM: {_ram_parts(stage.ram)}"
+    if stage.way.label and not (stage.fits and not stage.way.is_asked):
+        yield f"with {stage.way.label}" if stage.fits else f"even with {stage.way.label}"
+    if stage.swapped:
+        yield _swapped(stage)
+    if stage.device_short:
+        need = stage.resident + stage.way.work + stage.reserve
+        yield (
+            f"short by {gib(stage.device_short)} on the GPU: it needs {gib(need)}, the {gib(stage.reserve)} that are "
+            "kept free included"
+        )
+    if stage.held_short:
+        yield f"short by {gib(stage.held_short)} of RAM that must be there: it needs {gib(stage.ram.held)} beside files"
+    if stage.is_slow:
+        yield (
+            f"short by {gib(stage.files_short)} of RAM for the {gib(stage.ram.again)} of files that are read in every "
+            "step: they come from the disk then, which is slow"
+        )
+    yield from stage.advice
+
+
+def _swapped(stage: StagePlan) -> str:
+    count = f"{len(stage.swapped)} of {len(stage.weights.blocks)}"
+    if stage.name != "sample":
+        return f"with {count} layers in RAM, which happens by itself"
+    double = sum(i < stage.weights.num_double for i in stage.swapped)
+    return (
+        f"with {count} blocks in RAM, which happens by itself "
+        f"(--swap-double {double} --swap-single {len(stage.swapped) - double} says the same)"
+    )
+
+
+def _step(plan: Plan) -> Iterator[str]:
+    machine = plan.machine
+    yield f"One step is {plan.step_flops / 1e12:,.1f} TFLOP (computed)."
+    if machine.gpu_free is None:
+        return
+    yield (
+        f"In a step {plan.moved / 1e9:.1f} GB move to the GPU, which takes {plan.copy_seconds:.2f} s on a link of "
+        f"{machine.link / 1e9:g} GB/s, beside computing where blocks are fetched ahead."
+    )
+    if machine.speed is None:
+        yield "No time of a step is computed, as the speed is not known: name the card for one (--card)."
+    elif plan.step is None:
+        yield "No time is computed for products in 8 bits: the speed that is known is that of 16 bits."
+    else:
+        yield (
+            f"At least {plan.step.seconds:.1f} s a step, computed from the {machine.speed / 1e12:g} TFLOP/s that the "
+            f"maker states for {machine.name}; {plan.step.stalled:.1f} s of them wait for what moves."
+        )
