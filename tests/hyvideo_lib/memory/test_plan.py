@@ -84,19 +84,19 @@ def test_files_that_ram_cannot_hold_are_slow_and_what_must_be_there_is_refused()
     def plan(ram: int | None, free: int | None = 1050 * MIB, weights: Weights = WEIGHTS):
         return plan_stage("sample", weights, [Way("", 50 * MIB)], free, ram, BlockSwap())
 
-    roomy, tight = plan(2**40), plan(2 * 2**30)
+    roomy, tight = plan(2**40), plan(2304 * MIB)
     assert (roomy.fits, roomy.is_slow, roomy.ram_short, roomy.files_short) == (True, False, 0, 0)
     assert (tight.fits, tight.is_slow, tight.held_short) == (True, True, 0)
-    assert tight.ram_short == tight.ram_bytes - 2 * 2**30 > tight.files_short > 0
-    assert tight.files_short == tight.ram.held + tight.ram.again - 2 * 2**30
+    assert tight.ram_short == tight.ram_bytes - 2304 * MIB > tight.files_short > 0
+    assert tight.files_short == tight.ram.held + tight.ram.again - 2304 * MIB
     assert tight.ram.buffers < roomy.ram.buffers  # fewer blocks are pinned
     unknown = plan(None)
     assert (unknown.fits, unknown.ram_short, unknown.held_short, unknown.files_short) == (True, 0, 0, 0)
     for free in (1050 * MIB, None):  # weights that were converted when they were loaded are in no file
-        held = plan(2 * 2**30, free, replace(WEIGHTS, is_mapped=False))
+        held = plan(2304 * MIB, free, replace(WEIGHTS, is_mapped=False))
         assert (held.fits, held.files_short) == (False, 0)
-        assert held.held_short == held.ram.held - 2 * 2**30 > 0
-    assert (plan(2 * 2**30, None).fits, plan(2 * 2**30, None).is_slow) == (True, True)
+        assert held.held_short == held.ram.held - 2304 * MIB > 0
+    assert (plan(2304 * MIB, None).fits, plan(2304 * MIB, None).is_slow) == (True, True)
 
 
 def test_what_is_gone_through_once_is_neither_pinned_nor_read_again():
