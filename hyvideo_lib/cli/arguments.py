@@ -17,6 +17,8 @@ CACHES = ("teacache", "first_block", "easycache", "magcache")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("auto", "sdpa", "flash_attn_2", "flash_attn_3", "sage", "xformers", "comfy_kitchen")
 MATMULS = ("dense", "fp8", "fp8_rows", "int8")
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
+COMPILE_BACKENDS = ("inductor", "aot_eager", "eager")
 STORAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -219,6 +221,13 @@ def add_device(parser: Parser) -> None:
         "--compile-pieces",
         action="store_true",
         help="compile only what lies between their products and attention, which needs no compiling anew for LoRAs",
+    )
+    for name, accepted in (("mode", COMPILE_MODES), ("backend", COMPILE_BACKENDS)):
+        group.add_argument(f"--compile-{name}", metavar="NAME", help=f"{', '.join(accepted)} (default: {accepted[0]})")
+    group.add_argument(
+        "--compile-static",
+        action="store_true",
+        help="compile anew for every size and length, in place of once for all",
     )
     group.add_argument(
         "--vae-dtype", default="auto", metavar="NAME", help="auto is float16 on CUDA and float32 elsewhere"

@@ -47,6 +47,11 @@ RULES = (
         InvalidGuidance,
     ),
     Rule(
+        lambda options: not (options.compile or options.compile_pieces),
+        {"--compile-mode", "--compile-backend", "--compile-static"}.__contains__,
+        "without --compile and --compile-pieces nothing is compiled",
+    ),
+    Rule(
         lambda options: options.template_text is not None,
         {"--template"}.__contains__,
         "--template-text is a template of its own",

@@ -15,6 +15,7 @@ from .options import (
     choose_device,
     lora_options,
     precision_options,
+    rope_options,
     sampling_options,
     swap_options,
     template_options,
@@ -67,6 +68,12 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--rope-extrapolate", action="store_true", help="RIFLEx: for more than 192 frames without repetition"
+    )
+    parser.add_argument(
+        "--rope-scale",
+        metavar="T,H,W",
+        help="what positions along time, height and width are multiplied by, 0.1 to 4; below 1 the model believes the "
+        "video smaller than it is, which can help beyond the trained size (default: 1,1,1)",
     )
     _add_input(parser)
     add_tiles(parser)
@@ -195,7 +202,6 @@ def _files(options: Namespace) -> Files:
 def request_from(options: Namespace, start: Start) -> GenerateRequest:
     """Everything that all prompts share; the prompt itself is empty."""
     from ..pipeline import GenerateRequest
-    from ..transformer import RopeSettings
 
     if options.strength is not None and not start.is_given:
         raise InvalidSetting("strength needs something to begin with: give --input-video or --input-latents.")
@@ -208,7 +214,7 @@ def request_from(options: Namespace, start: Start) -> GenerateRequest:
         frames=start.frames,
         fps=start.fps,
         strength=strength if start.is_given else 1.0,
-        rope=RopeSettings(extrapolate=options.rope_extrapolate),
+        rope=rope_options(options),
         loras=lora_options(options),
         cache=cache_options(options),
         **sampling_options(options),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..memory import BlockSwap
     from ..pipeline import LoraChoice, Precision, TilesChoice
     from ..text import PromptTemplate
+    from ..transformer import RopeSettings
 
 _LORA = re.compile(r"(?P<path>.*\.safetensors)(?::(?P<strength>[^:]*))?(?::(?P<blocks>[^:]*))?", re.I | re.S)
 
@@ -35,6 +36,8 @@ FIELDS = {
     "rescale": "--cfg-rescale",
 }
 """What the library's messages begin with, and the option of it."""
+ROPE_SCALES = (0.1, 4.0)
+"""The node's bounds."""
 RANDOM_SEEDS = 2**32
 """PyTorch's CPU generator looks at so many bits."""
 
@@ -153,6 +156,7 @@ def precision_options(options: Namespace) -> Precision:
     """What the dtype options mean. Raises InvalidSetting, BadInput for both ways of compiling."""
     from ..pipeline import Precision
     from ..transformer import CompileConfig
+    from ..transformer.compile_config import BACKENDS, MODES
 
     if options.compile and options.compile_pieces:
         raise BadInput("Both --compile and --compile-pieces were given. Give one of the two.")
@@ -164,7 +168,11 @@ def precision_options(options: Namespace) -> Precision:
         options.text_dtype,
         matmul=options.matmul,
         attention=options.attention,
-        compiling=CompileConfig(scope=scope) if scope else None,
+        compiling=CompileConfig(
+            options.compile_backend or BACKENDS[0], options.compile_mode or MODES[0], not options.compile_static, scope
+        )
+        if scope
+        else None,
     )
 
 
@@ -185,6 +193,21 @@ def template_options(options: Namespace) -> PromptTemplate:
     if options.template not in TEMPLATES:
         raise InvalidSetting(f"template is {options.template!r}, but must be one of: {', '.join(TEMPLATES)}.")
     return TEMPLATES[options.template]
+
+
+def rope_options(options: Namespace) -> RopeSettings:
+    """What --rope-extrapolate and --rope-scale mean. Raises InvalidSetting."""
+    from ..transformer import RopeSettings
+
+    if options.rope_scale is None:
+        return RopeSettings(options.rope_extrapolate)
+    factors = tuple(map(number(float, "--rope-scale", InvalidSetting), options.rope_scale.split(",")))
+    if len(factors) != 3:
+        raise InvalidSetting(f"--rope-scale is {options.rope_scale!r}, but must be three numbers, such as 1,0.8,0.8.")
+    low, high = ROPE_SCALES
+    if not all(low <= factor <= high for factor in factors):
+        raise InvalidSetting(f"--rope-scale is {options.rope_scale!r}, but each must be from {low:g} to {high:g}.")
+    return RopeSettings(options.rope_extrapolate, factors)
 
 
 def choose_device(name: str) -> str:

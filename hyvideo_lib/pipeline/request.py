@@ -125,6 +125,7 @@ class GenerateRequest:
             "strength": self.strength,
             "tiles": tiles_settings(self.tiles),
             "rope_extrapolate": self.rope.extrapolate,
+            "rope_scale": list(self.rope.scale),
             "loras": [lora.settings() for lora in self.loras],
             "cache": self.cache.settings() if self.cache else None,
             "fps": self.fps,

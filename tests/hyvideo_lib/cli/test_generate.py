@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hyvideo_lib.attention import BACKENDS, Backend
-from hyvideo_lib.cli import main
+from hyvideo_lib.cli import build_parser, main
+from hyvideo_lib.cli.options import precision_options, rope_options
 from hyvideo_lib.memory import fit
 from hyvideo_lib.pipeline import load_latents
+from hyvideo_lib.transformer import CompileConfig, RopeSettings
 from hyvideo_lib.transformer.compiling import compiled_chunks, compiled_pieces
 from hyvideo_lib.vae import CausalVideoVAE, TinyVAE, TinyVAEConfig
 from hyvideo_lib.video import read_frames, read_settings
@@ -115,6 +117,11 @@ def test_a_tokenizer_of_another_encoder_is_refused_before_anything_is_loaded(gen
         (["--guidance", -1], "invalid_guidance", "-1"),
         (["--cfg-scale", 3, "--cfg-rescale", 2], "invalid_guidance", "--cfg-rescale is 2"),
         (["--swap-double", -5], "invalid_setting", "--swap-double is -5"),
+        (["--compile-static"], "invalid_setting", "nothing is compiled"),
+        (["--compile", "--compile-mode", "best"], "invalid_setting", "compile mode is 'best'"),
+        (["--rope-scale", "1,2"], "invalid_setting", "three numbers"),
+        (["--rope-scale", "1,2,x"], "invalid_setting", "--rope-scale is 'x'"),
+        (["--rope-scale", "1,2,9"], "invalid_setting", "from 0.1 to 4"),
         (["--prefetch", -1], "invalid_setting", "--prefetch is -1"),
         (["--seed", "lucky"], "invalid_seed", "'lucky'"),
         (["--seed", -1], "invalid_seed", "-1"),
@@ -465,3 +472,21 @@ def test_compiling_is_an_option_and_stands_in_the_settings(generate, monkeypatch
     assert (refused.code, refused.error) == (2, "bad_input")
     frames = [read_frames(Path(f"{name}.mp4"), 64, 32, 5, 24).float() for name in "ab"]
     assert (frames[0] - frames[1]).abs().max() <= 16
+
+
+def test_compiling_and_positions_can_be_told_in_full():
+    words = ["generate", PROMPT, "--compile-pieces", "--compile-mode", "max-autotune-no-cudagraphs"]
+    words += ["--compile-backend", "eager", "--compile-static", "--rope-scale", "1,0.5,2"]
+    options = build_parser().parse_args(words)
+    assert precision_options(options).compiling == CompileConfig(
+        "eager", "max-autotune-no-cudagraphs", dynamic=False, scope="pieces"
+    )
+    assert rope_options(options) == RopeSettings(False, (1.0, 0.5, 2.0))
+
+
+def test_a_rope_scale_changes_the_video_and_is_in_the_file(generate):
+    for name, words in (("plain", []), ("scaled", ["--rope-scale", "1,0.5,0.5"])):
+        answer = generate(PROMPT, *words, "--out", f"{name}.mp4", "--save-latents", f"{name}.safetensors")
+        assert answer.code == 0, answer.stderr
+    assert answer.report["videos"][0]["settings"]["rope_scale"] == [1.0, 0.5, 0.5]
+    assert not torch.equal(latents_of("plain.safetensors"), latents_of("scaled.safetensors"))

@@ -16,6 +16,8 @@ from hyvideo_lib.pipeline import COMPUTE_DTYPES, DTYPES
 from hyvideo_lib.pipeline.precision import MATMULS
 from hyvideo_lib.sampling import SOLVERS
 from hyvideo_lib.text import TEMPLATES
+from hyvideo_lib.transformer.compile_config import BACKENDS as BACKENDS_TO_COMPILE
+from hyvideo_lib.transformer.compile_config import MODES
 
 ROOT = Path(__file__).parents[3]
 
@@ -120,3 +122,5 @@ def test_names_in_the_options_are_those_of_the_tables():
     assert COMPUTE_DTYPES == arguments.COMPUTE_DTYPES
     assert (AUTO, *BACKENDS) == arguments.ATTENTION
     assert MATMULS == arguments.MATMULS
+    assert MODES == arguments.COMPILE_MODES
+    assert BACKENDS_TO_COMPILE == arguments.COMPILE_BACKENDS
