@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from comfy_api.latest import io
 
@@ -10,14 +12,25 @@ from ..hyvideo_lib.geometry import check_frames, check_size
 from ..hyvideo_lib.memory.machine import CARDS, DEFAULT_LINK, Machine, device_bytes
 from ..hyvideo_lib.pipeline.precision import DENSE, MATMULS
 from . import comfy_host
+from .decode import TILE_MODES, check_tiles, tile_inputs
 from .files import TEXT_KINDS, TRANSFORMER_KINDS, VAE_KINDS, list_choices, resolve
 from .latents import MAX_FRAMES, MAX_SIDE
 from .load import AS_STORED, STORAGE
+from .lora import list_choices as list_loras
+from .lora import resolve as resolve_lora
 from .node import CATEGORY, check_inputs, names_its_errors
+from .sockets import HYV_BLOCK_SWAP, HYV_CACHE, HYV_GUIDANCE
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.caches import CacheConfig
+    from ..hyvideo_lib.memory import BlockSwap
+    from ..hyvideo_lib.pipeline import TilesChoice
+    from ..hyvideo_lib.sampling import GuidanceConfig
 
 RELEASED = "(the released model)"
 THIS_MACHINE = 0.0
 NO_CARD = "(not named)"
+NO_LORA = "(none)"
 
 
 class Plan(io.ComfyNode):
@@ -97,6 +110,25 @@ class Plan(io.ComfyNode):
                     tooltip="GB a second from RAM to the card: about 25 for PCIe 4.0 with 16 lanes, half of it for 3.0 "
                     "or 8 lanes.",
                 ),
+                *_optional_tiles(),
+                io.Combo.Input(
+                    "lora",
+                    options=[NO_LORA, *list_loras()],
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip="A LoRA to count as well, on all blocks.",
+                ),
+                HYV_GUIDANCE.Input(
+                    "guidance_options",
+                    optional=True,
+                    tooltip="From Guidance (CFG); its cfg_scale goes before this one's.",
+                ),
+                HYV_BLOCK_SWAP.Input(
+                    "block_swap",
+                    optional=True,
+                    tooltip="From Block Swap; without it only what does not fit is swapped.",
+                ),
+                HYV_CACHE.Input("cache", optional=True, tooltip="From Step Cache: what it keeps is counted."),
             ],
             outputs=[io.String.Output("report", display_name="report", tooltip="The same text.")],
             hidden=[io.Hidden.unique_id],
@@ -119,6 +151,10 @@ class Plan(io.ComfyNode):
         card: str = NO_CARD,
         ram: float = 0.0,
         link: float = DEFAULT_LINK / 1e9,
+        tiles: str = TILE_MODES[0],
+        tile_size: int = 256,
+        tile_frames: int = 64,
+        lora: str = NO_LORA,
     ) -> bool | str:
         names = {
             "transformer": transformer,
@@ -127,6 +163,8 @@ class Plan(io.ComfyNode):
             "storage": storage,
             "matmul": matmul,
             "card": card,
+            "tiles": tiles,
+            "lora": lora,
         }
         numbers = {
             "width": width,
@@ -136,11 +174,14 @@ class Plan(io.ComfyNode):
             "gpu_memory": gpu_memory,
             "ram": ram,
             "link": link,
+            "tile_size": tile_size,
+            "tile_frames": tile_frames,
         }
 
         def check() -> None:
             check_size(width, height)
             check_frames(frames)
+            check_tiles(tiles, tile_size, tile_frames)
 
         return check_inputs(cls, names | numbers, check)
 
@@ -166,8 +207,16 @@ class Plan(io.ComfyNode):
         card: str = NO_CARD,
         ram: float = 0.0,
         link: float = DEFAULT_LINK / 1e9,
+        tiles: str = TILE_MODES[0],
+        tile_size: int = 256,
+        tile_frames: int = 64,
+        lora: str = NO_LORA,
+        guidance_options: GuidanceConfig | None = None,
+        block_swap: BlockSwap | None = None,
+        cache: CacheConfig | None = None,
     ) -> io.NodeOutput:
-        from ..hyvideo_lib.pipeline import GenerateRequest, Precision
+        from ..hyvideo_lib.memory import BlockSwap
+        from ..hyvideo_lib.pipeline import GenerateRequest, LoraChoice, Precision
         from ..hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
         from ..hyvideo_lib.pipeline.plan_text import describe_plan
         from ..hyvideo_lib.sampling import GuidanceConfig
@@ -179,11 +228,19 @@ class Plan(io.ComfyNode):
         }
         device = torch.device("cuda") if gpu_memory or card != NO_CARD else comfy_host.compute_device()
         request = GenerateRequest(
-            "-", width=width, height=height, frames=frames, guidance=GuidanceConfig(cfg_scale=cfg_scale)
+            "-",
+            width=width,
+            height=height,
+            frames=frames,
+            guidance=guidance_options or GuidanceConfig(cfg_scale=cfg_scale),
+            tiles=tiles_of(tiles, tile_size, tile_frames),
+            loras=() if lora == NO_LORA else (LoraChoice(resolve_lora(lora)),),
+            cache=cache,
         )
         request.check()
         precision = Precision(storage=STORAGE[storage], matmul=matmul)
-        plan = plan_run(request, PlannedFiles(**files), precision, machine(device, gpu_memory, card, ram, link), device)
+        place = machine(device, gpu_memory, card, ram, link)
+        plan = plan_run(request, PlannedFiles(**files), precision, place, device, block_swap or BlockSwap())
         report = describe_plan(plan)
         comfy_host.show_text(cls.hidden.unique_id, report)
         return io.NodeOutput(report, ui={"text": (report,)})
@@ -204,6 +261,24 @@ def _file_input(role: str, demo_file: object, kinds: tuple[str, ...], words: str
         default=RELEASED,
         tooltip=f"{words} Only its header is read. As it stands the released model's sizes are taken, in 16 bits.",
     )
+
+
+def _optional_tiles() -> list[Any]:
+    """The widgets of Decode."""
+    inputs = tile_inputs()
+    for entry in inputs:
+        entry.optional = True
+    return inputs
+
+
+def tiles_of(mode: str, size: int, frames: int) -> TilesChoice:
+    """What the tiles' widgets ask for, as a request has it."""
+    from ..hyvideo_lib.pipeline import FIT
+    from ..hyvideo_lib.vae import Tiles
+
+    if mode == "custom":
+        return Tiles(size, frames)
+    return {"fit": FIT, "none": None}.get(mode, Tiles())
 
 
 def machine(device: torch.device, gpu_memory: float, card: str, ram: float, link: float) -> Machine:

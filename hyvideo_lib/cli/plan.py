@@ -28,7 +28,11 @@ def add_arguments(parser: Parser) -> None:
     )
     group = parser.add_argument_group("machine (default: this one)")
     group.add_argument("--gpu-memory", metavar="SIZE", help="a card's memory, such as 12GiB, in place of this one's")
-    group.add_argument("--ram", metavar="SIZE", help="RAM that is free for the run, such as 32GiB")
+    group.add_argument(
+        "--ram",
+        metavar="SIZE",
+        help="RAM that is free for the run, such as 32GiB; without it, another machine's is not checked",
+    )
     group.add_argument("--link", metavar="SPEED", help="RAM to card, such as 25GB/s (default: 25GB/s)")
     group.add_argument("--card", metavar="NAME", help="a card's name, for its memory and speed: rtx3090, rtx4090, ...")
 

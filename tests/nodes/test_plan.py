@@ -69,6 +69,29 @@ def test_products_ram_and_link_are_the_plans_too(plan):
     assert slow != fast
 
 
+def test_options_tiles_and_a_lora_are_planned_as_they_are_set(plan, pack, monkeypatch):
+    options, demo, planner = pack.nodes.options, pack.nodes.files.DEMO, pack.hyvideo_lib.pipeline.plan
+    asked, plan_run = [], planner.plan_run
+    monkeypatch.setattr(planner, "plan_run", lambda *args: asked.append(args) or plan_run(*args))
+    guidance = run(options.Guidance, cfg_scale=3.0)[0]
+    swap = pack.hyvideo_lib.memory.BlockSwap(1, 0)
+    cache = pack.hyvideo_lib.caches.CacheConfig("teacache")
+    chosen = {"guidance_options": guidance, "block_swap": swap, "cache": cache, "lora": demo, "tiles": "none"}
+    report = run(plan.Plan, **SMALL, transformer=demo, vae=demo, llm=demo, gpu_memory=8.0, **chosen)[0]
+    assert "blocks in RAM" in report
+    [(request, *_, planned_swap)] = asked
+    assert (request.guidance, request.cache, request.tiles, planned_swap) == (guidance, cache, None, swap)
+    assert [choice.path for choice in request.loras] == [pack.nodes.lora.resolve(demo)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "choice"), [("reference", (256, 64)), ("custom", (64, 16)), ("none", None), ("fit", "fit")]
+)
+def test_tiles_mean_what_they_mean_on_decode(plan, mode, choice):
+    found = plan.tiles_of(mode, 64, 16)
+    assert choice == ((found.size, found.frames) if hasattr(found, "size") else found)
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -80,6 +103,8 @@ def test_products_ram_and_link_are_the_plans_too(plan):
         ({"card": "voodoo2"}, "must be one of"),
         ({"matmul": "fp4"}, "must be one of"),
         ({"link": 0.0}, "at least 1"),
+        ({"tiles": "custom", "tile_size": 33}, "tile size"),
+        ({"lora": "nonsense"}, "must be one of"),
     ],
 )
 def test_bad_inputs_are_refused_before_the_run(plan, inputs, words):

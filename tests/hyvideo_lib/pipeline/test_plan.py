@@ -20,7 +20,7 @@ from hyvideo_lib.pipeline.dry_run import decode_work, encode_work, transformer_w
 from hyvideo_lib.pipeline.loras import load_loras
 from hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
 from hyvideo_lib.pipeline.plan_text import describe_plan
-from hyvideo_lib.pipeline.sketch import sketch_text, sketch_transformer, sketch_vae, weights_of
+from hyvideo_lib.pipeline.sketch import is_mapped, sketch_text, sketch_transformer, sketch_vae, weights_of
 from hyvideo_lib.sampling import GuidanceConfig
 from hyvideo_lib.vae import Tiles
 
@@ -41,6 +41,14 @@ def test_a_sketch_weighs_what_the_model_weighs(storage):
     assert found.num_bytes == module_bytes(model)
     vae = load_vae(assets.VAE)
     assert module_bytes(sketch_vae(assets.VAE, precision, CPU)) == module_bytes(vae)
+
+
+def test_only_weights_in_another_storage_than_their_files_are_held_in_ram():
+    assert is_mapped(None, Precision())
+    assert is_mapped(None, Precision(storage="bfloat16"))
+    assert not is_mapped(None, Precision(storage="float8_e4m3fn"))
+    assert is_mapped(assets.TRANSFORMER, Precision())
+    assert not is_mapped(assets.TRANSFORMER, Precision(storage="float8_e5m2"))
 
 
 @pytest.mark.parametrize(("role", "path"), [("llm", assets.LLM), ("clip", assets.CLIP)])
@@ -111,6 +119,7 @@ def test_small_memory_changes_the_way_and_swaps(monkeypatch):
     hopeless = plan_run(guided, DEMO, Precision(), Machine(2**20), CUDA)
     assert not hopeless.fits
     assert hopeless.stages[1].way.label.startswith("CFG in turn")
+    assert hopeless.stages[0].ram.again == 0  # the language model's layers pass once
     swapped = sum(hopeless.stages[1].weights.blocks)
     assert hopeless.moved == 2 * swapped  # the blocks come by for each of the two prompts
     assert not hopeless.fits_as_asked
