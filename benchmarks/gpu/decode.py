@@ -11,7 +11,7 @@ from benchmarks.gpu.clips import Clip, clips
 from benchmarks.gpu.models import TINY_VAE, random_vae
 from benchmarks.peers import diffusers_vae, set_tiles
 from benchmarks.rows import OURS, Options, Row, measured_row, ratio_row, skipped_row
-from hyvideo_lib.memory.fit import fit_tiles
+from hyvideo_lib.pipeline import FIT, VAEWork
 from hyvideo_lib.vae import CausalVideoVAE, Tiles, VAEConfig
 
 CAPS = (24.0, 12.0, 8.0)
@@ -61,8 +61,5 @@ def of_case(vae: CausalVideoVAE, clip: Clip, gib: float, case: str, options: Opt
 
 def fitted(vae: CausalVideoVAE, clip: Clip, gib: float, device: torch.device) -> Tiles | None:
     """What the fit mode takes under this cap."""
-    item_size = vae.quant_conv.weight.element_size()
-    free = card.free_bytes(device, gib)
-    assert free is not None
-    found = fit_tiles(vae.config.block_channels, clip.frames, clip.height, clip.width, item_size, free)
-    return None if found is None else Tiles(size=found[0], frames=found[1])
+    work = VAEWork.of(vae, clip.frames, clip.height, clip.width, device)
+    return work.choose(FIT, card.free_bytes(device, gib))
