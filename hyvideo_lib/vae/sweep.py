@@ -111,6 +111,10 @@ def causal_conv(
     """
     in_time, *in_space = stride
     pairs = winograd.pair_weights(weight) if in_time == 1 and winograd.pays(frames, weight) else None
+    if device_type(frames) != "cpu":
+        # A window's stride over its one item does not say that channels are innermost, so the weight has to; or the
+        # card's library would copy every window into another order, and its result back.
+        weight = weight.contiguous(memory_format=torch.channels_last_3d)
     for start, window in windows(frames, past=2, edges=edges, prepare=prepare):
         if start == 0:
             out[:1] = F.conv2d(window, weight.sum(2), bias, in_space)
