@@ -23,6 +23,7 @@ from hyvideo_lib.quant.install import install, restore
 from hyvideo_lib.text.llm import LlamaEncoderConfig, build_llama
 from hyvideo_lib.transformer import HunyuanVideoTransformer, LeanConfig
 from hyvideo_lib.vae import CausalVideoVAE, VAEConfig
+from hyvideo_lib.video import frames_from_pixels
 
 SIZES = {"1k": LATENTS["1k"], "8k": LATENTS["8k"]}
 LEANS = (LeanConfig(), LeanConfig(3))
@@ -92,9 +93,9 @@ def _mapping(vae: CausalVideoVAE, case: Case, verb: str) -> Side:
     like = vae.quant_conv.weight
     if verb == "decode":
         latents = torch.randn(1, 16, *latent_shape(case.size, case.size, case.frames)).to(like)
-        return lambda: vae.decode(latents, case.tiles)
+        return lambda: [len(frames_from_pixels(span[0])) for span in vae.decode_spans(latents, case.tiles)]
     video = (2 * torch.rand(1, 3, case.frames, case.size, case.size) - 1).to(like)
-    return lambda: vae.encode(video, case.tiles).mean
+    return lambda: vae.encode(video.clone(), case.tiles).mean
 
 
 def _text_rows(options: Options) -> Iterator[Row]:

@@ -79,6 +79,7 @@ def run_in_tiles(
     doing: str,
     host: comfy_host.ComfyHost,
     work_fn: Callable[[Tiles | None], Tensor],
+    is_encoding: bool = False,
 ) -> Tensor:
     """work_fn(tiles) with the VAE on its device; in smaller tiles when memory runs out.
 
@@ -87,14 +88,14 @@ def run_in_tiles(
     from ..hyvideo_lib.pipeline import VAEWork
 
     device = handle.managed.load_device
-    work = VAEWork.of(handle.vae, *video)
+    work = VAEWork.of(handle.vae, *video, device, is_encoding)
 
     def free() -> int:
         weights = int(handle.managed.model_size() - handle.managed.loaded_size())
         return comfy_host.free_bytes(device) - weights
 
     def attempt(tiles: Tiles | None) -> Tensor:
-        comfy_host.load(handle.managed, working_bytes=work.num_bytes(tiles))
+        comfy_host.load(handle.managed, working_bytes=work.working_bytes(tiles))
         return work_fn(tiles)
 
     def tell(message: str) -> None:

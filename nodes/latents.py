@@ -228,7 +228,7 @@ class EncodeVideo(io.ComfyNode):
             return posterior.sample(generator) if sampled else posterior.mean
 
         choice = tiles, tile_size, tile_frames, False
-        latents = run_in_tiles(vae, choice, (count, height, width), "encoding", host, encode)
+        latents = run_in_tiles(vae, choice, (count, height, width), "encoding", host, encode, is_encoding=True)
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteOutput(
                 f"Encoding in {short_dtype(latents.dtype)} gave NaN or infinity. Set the VAE's dtype to float32. If it "

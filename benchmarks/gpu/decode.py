@@ -80,7 +80,7 @@ class Decoding:
         """In the tiles that the fit mode takes; when memory runs out, in the next smaller ones, as in the product."""
         vae, clip, steps = self._vae(), self._clip, []
         self._latents()
-        work = VAEWork.of(vae, clip.frames, clip.height, clip.width)
+        work = VAEWork.of(vae, clip.frames, clip.height, clip.width, self._device)
         tiles = work.choose(FIT, card.free_bytes(self._device, gib))
 
         def attempt(tiles: Tiles | None) -> tuple[Tiles | None, Measurement]:

@@ -1,6 +1,6 @@
-"""Bytes that the VAE and a text encoder will need beside their weights, from sizes alone: on the safe side.
+"""Bytes that a VAE and a text encoder will need beside their weights, from sizes alone.
 
-Counted from the forms that run without gradients: what is alive at the fullest moment, plus a margin.
+Counted from the forms that run without gradients: what is alive at the fullest moment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PIXEL_BUFFERS = 3
 
 
 def vae_bytes(block_channels: Sequence[int], frames: int, height: int, width: int, item_size: int) -> int:
-    """Working bytes of decoding or encoding one piece of so many frames and pixels, in the VAE's dtype.
+    """Working bytes of decoding one piece of so many frames and pixels by the tiny VAE, on the safe side.
 
     The fullest moment is at full size, where the last level but one still has its channels.
     """

@@ -12,8 +12,10 @@ from torch.func import functional_call
 from ..geometry import latent_shape
 from ..memory.dry_run import AllocationCounter, count_peak
 from ..transformer import HunyuanVideoTransformer, LeanConfig
-from ..vae import CausalVideoVAE, Tiles
+from ..vae import CausalVideoVAE, Tiles, VAEConfig
 from ..vae.stand_in import meta_stands_for
+from ..vae.sweep import CPU_ELEMENTS, GPU_ELEMENTS
+from ..video.frames import AT_ONCE, bytes_of
 
 
 class _FirstBlocks:
@@ -68,23 +70,57 @@ def _num_adapters(block: nn.Module) -> int:
 
 
 def decode_work(sketch: CausalVideoVAE, size: tuple[int, int, int], tiles: Tiles | None, is_cpu: bool = False) -> int:
-    """Working bytes of decoding a video of (frames, height, width) pixels. sketch: a VAE on the meta device.
-    is_cpu: see AllocationCounter."""
+    """Working bytes of decoding a video of (frames, height, width) pixels, each span leaving the device as bytes before
+    the next. sketch: a VAE on the meta device. is_cpu: see AllocationCounter.
+    """
     frames, height, width = size
-    latents = _meta(1, sketch.config.latent_channels, *latent_shape(width, height, frames))
-    return _count_tiles(sketch, "pixels", lambda: sketch.decode(latents, tiles), is_cpu)
+
+    def call() -> None:
+        latents = _meta(1, sketch.config.latent_channels, *latent_shape(width, height, frames))
+        for span in sketch.decode_spans(latents, tiles):
+            torch.isfinite(span)
+            for part in span[0].split(AT_ONCE, dim=1):
+                bytes_of(part)
+            del span, part
+
+    return _count_tiles(sketch, "pixels", call, is_cpu)
 
 
 def encode_work(sketch: CausalVideoVAE, size: tuple[int, int, int], tiles: Tiles | None, is_cpu: bool = False) -> int:
-    """Working bytes of encoding a video of (frames, height, width) pixels."""
-    video = _meta(1, 3, *size)
-    return _count_tiles(sketch, "moments", lambda: sketch.encode(video, tiles), is_cpu)
+    """Working bytes of encoding a video of (frames, height, width) pixels, which lies there in float32."""
+    return _count_tiles(sketch, "moments", lambda: sketch.encode(_meta(1, 3, *size), tiles), is_cpu)
+
+
+def least_work(
+    config: VAEConfig,
+    dtype: torch.dtype,
+    size: tuple[int, int, int],
+    tiles: Tiles | None,
+    is_encoding: bool,
+    is_cpu: bool = False,
+) -> int:
+    """Working bytes that decoding or encoding in these tiles takes at the very least, without running anything.
+
+    A residual block at full size holds its input, its output, and a window of prepared frames. Beside them is the video
+    that is encoded, or the span that tiles are joined to.
+    """
+    frames, height, width = size
+    length = min(frames, tiles.frames + 1) if tiles else frames
+    sides = [min(side, tiles.size) if tiles else side for side in (height, width)]
+    made, given = config.block_channels[0], config.block_channels[0 if is_encoding else 1]
+    frame = given * sides[0] * sides[1]
+    step = min(max((CPU_ELEMENTS if is_cpu else GPU_ELEMENTS) // frame, 2), length - 1) // 2 * 2
+    tile = (given + made) * length * sides[0] * sides[1] * dtype.itemsize + step * frame * dtype.itemsize
+    if is_encoding:
+        return tile + 3 * torch.float32.itemsize * frames * height * width
+    return tile + (3 * dtype.itemsize * length * height * width if sides != [height, width] else 0)
 
 
 def _count_tiles(sketch: CausalVideoVAE, name: str, call: Callable[[], object], is_cpu: bool) -> int:
     """The peak of a call that maps every tile by the method of that name, run once for each number of frames.
 
-    The first tile of so many frames is a whole one; what is cut off at an edge is counted as if it took as much.
+    The first tile of so many frames is a whole one; what is cut off at an edge is counted as if it took as much. Only
+    the small copy that shared norms are taken from is smaller than a later tile.
     """
     counter = AllocationCounter(is_cpu)
     known: dict[int, tuple[int, torch.Size, torch.Size]] = {}
@@ -92,8 +128,8 @@ def _count_tiles(sketch: CausalVideoVAE, name: str, call: Callable[[], object], 
 
     def one_tile(tile: Tensor) -> Tensor:
         frames = tile.shape[2]
-        if frames in known:
-            work, first, made = known[frames]
+        work, first, made = known.get(frames, (0, torch.Size((0,)), torch.Size()))
+        if tile.shape.numel() <= first.numel():
             counter.add_spike(work)
             sides = (n * new // old for n, new, old in zip(made[3:], tile.shape[3:], first[3:], strict=True))
             return _meta(*made[:3], *sides, dtype=tile.dtype)

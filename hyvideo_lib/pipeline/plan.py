@@ -12,11 +12,10 @@ import torch
 from ..memory import BlockSwap
 from ..memory.estimate import text_bytes
 from ..memory.machine import Machine
-from ..memory.plan import StagePlan, Way, Weights, block_flops, plan_stage, step_cost
+from ..memory.plan import PROCESS_BYTES, StagePlan, Way, Weights, block_flops, plan_stage, step_cost
 from ..memory.simulate import StreamCost
 from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import Tiles
-from .dry_run import decode_work
 from .ladder import describe_lean
 from .loras import load_loras
 from .plan_advice import EIGHT_BITS, SampleAdvice, advise_decode, advise_text
@@ -25,12 +24,12 @@ from .report import describe_tiles
 from .request import GenerateRequest
 from .sampler import offload_transformer
 from .sketch import is_mapped, is_wide, sketch_text, sketch_transformer, sketch_vae, weights_of
+from .tiles import FIT, VAEWork
 from .working import SampleWork
 
 TEXT_TOKENS = 256
 """The longest prompt there is; shorter ones take a little less."""
 TEMPLATE_TOKENS = 95
-SMALLER_TILES = (Tiles(256, 32), Tiles(192, 32), Tiles(192, 16), Tiles(128, 16))
 
 
 @dataclass(frozen=True)
@@ -192,25 +191,25 @@ def _plan_decode(
 ) -> StagePlan:
     vae = sketch_vae(files.vae, precision, device)
     weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
-    size = request.frames, request.height, request.width
+    work = VAEWork.of(vae, request.frames, request.height, request.width, device)
+    free = machine.gpu_free
+    if free is None and machine.ram_free is not None:
+        free = machine.ram_free - PROCESS_BYTES
+    room = None if free is None else max(0, free - weights.num_bytes)
 
     def ways() -> Iterator[Way]:
         asked = request.tiles
-        if isinstance(asked, str):  # the largest that fit
-            yield Way("", decode_work(vae, size, None, device.type == "cpu"))
-            for tiles in (Tiles(), *SMALLER_TILES):
-                yield _tiled(tiles, "which happens by itself")
+        if isinstance(asked, str):
+            tiles = work.choose(asked, room)
+            yield way(tiles, "which happens by itself" if tiles else "")
             return
-        yield Way("", decode_work(vae, size, asked, device.type == "cpu"))
-        if asked is None:
-            yield _tiled(Tiles())
-        for tiles in SMALLER_TILES:
-            if asked is None or (tiles.size, tiles.frames) < (asked.size, asked.frames):
-                yield _tiled(tiles)
+        yield way(asked, "")
+        tiles = work.choose(FIT, room)
+        if tiles and work.num_bytes(tiles) < work.num_bytes(asked):
+            yield way(tiles, f"--tiles {tiles.size} --tile-frames {tiles.frames}")
 
-    def _tiled(tiles: Tiles, how: str = "") -> Way:
-        label = f"tiles {describe_tiles(tiles)}, {how or f'--tiles {tiles.size} --tile-frames {tiles.frames}'}"
-        return Way(label, decode_work(vae, size, tiles, device.type == "cpu"))
+    def way(tiles: Tiles | None, how: str) -> Way:
+        return Way(f"tiles {describe_tiles(tiles)}, {how}" if how else "", work.num_bytes(tiles))
 
     return plan_stage("decode", weights, ways(), machine.gpu_free, machine.ram_free, BlockSwap())
 

@@ -292,7 +292,7 @@ class PixelStage:
         attempt: Callable[[Tiles | None], Result],
     ) -> Result:
         device = self._host.device
-        work = VAEWork.of(self._vae, *video)
+        work = VAEWork.of(self._vae, *video, device, is_encoding=stage == "encode_video")
 
         def tell(message: str) -> None:
             logger.warning("%s", message)

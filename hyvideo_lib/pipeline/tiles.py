@@ -7,20 +7,24 @@ the next smaller tiles, and is what a run that began with those would have made.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 
+from ..checkpoint.blueprint import build_meta_vae
 from ..errors import InvalidTiles, OutOfMemory
 from ..geometry import TEMPORAL_COMPRESSION
 from ..memory.estimate import vae_bytes
-from ..memory.fit import fit_tiles, smaller_tiles
+from ..memory.fit import Tile, candidate_tiles, first_fitting
 from ..memory.machine import gib
+from ..memory.plan import with_reserve
 from ..memory.ram import free_ram_bytes
 from ..memory.vram import free_device_bytes
-from ..vae import CausalVideoVAE, Tiles, TinyVAE
+from ..vae import CausalVideoVAE, Tiles, TinyVAE, TinyVAEConfig, VAEConfig
+from .dry_run import decode_work, encode_work, least_work
 from .shortage import is_out_of_memory, reason_of
 
 FIT, FIT_SHARED = "fit", "fit, shared norms"
@@ -50,36 +54,76 @@ def free_bytes(device: torch.device) -> int | None:
     return free_ram_bytes() if device.type == "cpu" else free_device_bytes(device)
 
 
+@lru_cache
+def _sketch(config: VAEConfig, dtype: torch.dtype) -> CausalVideoVAE:
+    return build_meta_vae(config).to(dtype).requires_grad_(False).eval()
+
+
+@lru_cache(1024)
+def _count(
+    config: VAEConfig,
+    dtype: torch.dtype,
+    video: tuple[int, int, int],
+    tiles: Tiles | None,
+    is_encoding: bool,
+    is_cpu: bool,
+) -> int:
+    count = encode_work if is_encoding else decode_work
+    return count(_sketch(config, dtype), video, tiles, is_cpu)
+
+
 @dataclass(frozen=True)
 class VAEWork:
-    """One pass of a VAE over a video of so many frames and pixels. item_size, weight_bytes: of the VAE.
+    """One pass of a VAE over a video of so many frames and pixels. dtype, weight_bytes: of the VAE.
 
-    frames_at_once: of a VAE that goes through the video by itself, and is not cut into tiles.
+    frames_at_once: of a VAE that goes through the video by itself, and is not cut into tiles. is_cpu: it works there.
     """
 
-    block_channels: Sequence[int]
-    item_size: int
+    config: VAEConfig | TinyVAEConfig
+    dtype: torch.dtype
     weight_bytes: int
     frames: int
     height: int
     width: int
+    is_encoding: bool = False
+    is_cpu: bool = False
     frames_at_once: int | None = None
 
     @classmethod
-    def of(cls, vae: CausalVideoVAE | TinyVAE, frames: int, height: int, width: int) -> VAEWork:
+    def of(
+        cls,
+        vae: CausalVideoVAE | TinyVAE,
+        frames: int,
+        height: int,
+        width: int,
+        device: torch.device,
+        is_encoding: bool = False,
+    ) -> VAEWork:
+        """device: where it will work, which need not be where the VAE is now."""
         parameters = list(vae.parameters())
         weights, at_once = sum(parameter.nbytes for parameter in parameters), None
         if isinstance(vae, TinyVAE):
             at_once = TEMPORAL_COMPRESSION * vae.config.frames_at_once(height, width)
-        item_size = parameters[0].element_size()
-        return cls(vae.config.block_channels, item_size, weights, frames, height, width, at_once)
+        size = frames, height, width
+        return cls(vae.config, parameters[0].dtype, weights, *size, is_encoding, device.type == "cpu", at_once)
+
+    @property
+    def video(self) -> tuple[int, int, int]:
+        """Frames, height and width in pixels."""
+        return self.frames, self.height, self.width
 
     def num_bytes(self, tiles: Tiles | None) -> int:
-        """Working memory of one tile, estimated on the safe side."""
-        size, length = (tiles.size, tiles.frames) if tiles else (max(self.height, self.width), self.frames)
-        length = self.frames_at_once or length
-        piece = min(self.frames, length), min(self.height, size), min(self.width, size)
-        return vae_bytes(self.block_channels, *piece, self.item_size)
+        """Working memory, as a plan counts it: by running a tile of each kind without numbers. The tiny VAE's is
+        estimated.
+        """
+        if isinstance(self.config, TinyVAEConfig):
+            piece = min(self.frames, self.frames_at_once or self.frames), self.height, self.width
+            return vae_bytes(self.config.block_channels, *piece, self.dtype.itemsize)
+        return _count(self.config, self.dtype, self.video, tiles, self.is_encoding, self.is_cpu)
+
+    def working_bytes(self, tiles: Tiles | None) -> int:
+        """The same, with what should be kept free."""
+        return with_reserve(self.num_bytes(tiles))
 
     def choose(self, choice: TilesChoice, free: int | None) -> Tiles | None:
         """The tiles that a choice means with so many free bytes; the reference's where nobody knows how many."""
@@ -88,27 +132,48 @@ class VAEWork:
             return None
         if not isinstance(choice, str):
             return choice
-        is_shared = choice == FIT_SHARED
+        like = Tiles(shared_norms=choice == FIT_SHARED)
         if free is None:
-            return Tiles(shared_norms=is_shared)
-        found = fit_tiles(self.block_channels, self.frames, self.height, self.width, self.item_size, free)
-        return Tiles(*found, shared_norms=is_shared) if found else None
+            return like
+        if self._fits(None, free):
+            return None
+        tiles = self._candidates()
+        smallest = _tiles(min(tiles), like)
+        if not self._fits(smallest, free):
+            return smallest
+        found = first_fitting(tiles, lambda tile: self._fits(_tiles(tile, like), free))
+        return _tiles(found, like) if found else smallest
 
     def smaller(self, tiles: Tiles | None, free: int | None = None) -> Tiles | None:
-        """The next smaller tiles, whose work takes at most half, and fits if anything does; None after the smallest."""
+        """The next smaller tiles, whose work takes at most half, and fits if anything does; None after the smallest.
+
+        The smallest follow also where they take more than half.
+        """
         if self.frames_at_once:
             return None
-        limit = self.num_bytes(tiles) // 2
-        video = self.frames, self.height, self.width
-        found = smaller_tiles(self.block_channels, *video, self.item_size, limit, free)
-        if found is None:
-            return None
-        if tiles is None:
-            return Tiles(*found)
-        try:
-            return Tiles(*found, tiles.overlap, tiles.shared_norms)
-        except InvalidTiles:  # that overlap does not go with this size
-            return Tiles(*found, shared_norms=tiles.shared_norms)
+        like, before = tiles or Tiles(), self.num_bytes(tiles)
+        candidates = self._candidates()
+
+        def is_less(tile: Tile) -> bool:
+            tiles = _tiles(tile, like)
+            if self._least(tiles) > before // 2 or not (free is None or self._fits(tiles, free)):
+                return False
+            return self.num_bytes(tiles) <= before // 2
+
+        found = _tiles(first_fitting(candidates, is_less) or min(candidates), like)
+        return found if self.num_bytes(found) < before else None
+
+    def _candidates(self) -> list[Tile]:
+        """Those with the least to compute first; where that is equal, the fewest."""
+        return sorted(candidate_tiles(*self.video), key=lambda tile: Tiles(*tile).cost(*self.video))
+
+    def _fits(self, tiles: Tiles | None, free: int) -> bool:
+        """Counted only where it is not plain that they take more."""
+        return with_reserve(self._least(tiles)) <= free and self.working_bytes(tiles) <= free
+
+    def _least(self, tiles: Tiles | None) -> int:
+        assert isinstance(self.config, VAEConfig)
+        return least_work(self.config, self.dtype, self.video, tiles, self.is_encoding, self.is_cpu)
 
     def run(
         self,
@@ -147,6 +212,14 @@ class VAEWork:
                 f" with an overlap of {following.overlap:g}, which may show more seams."
             )
             tiles = following
+
+
+def _tiles(tile: Tile, like: Tiles) -> Tiles:
+    """Tiles of that size and length, otherwise like others, where their overlap goes with it."""
+    try:
+        return Tiles(*tile, like.overlap, like.shared_norms)
+    except InvalidTiles:
+        return Tiles(*tile, shared_norms=like.shared_norms)
 
 
 def release(error: BaseException | None) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .stand_in import kinds
 from .sweep import Edges, Prepare, causal_conv, copy_frames, empty_video, frames_at_once, frames_of, windows
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def group_statistics(frames: Tensor, groups: int, eps: float) -> Statistics:
     would cost digits.
     """
     means, squares = [], []
-    for part in frames.split(frames_at_once(frames)):
+    for part in kinds(frames.split(frames_at_once(frames)), frames):
         mean = part.mean((2, 3), keepdim=True, dtype=torch.float32)
         variance = (part - mean).square_().mean((2, 3)).double()
         mean = mean.double().flatten(1)
@@ -107,7 +108,8 @@ def resnet(block: ResnetBlock, x: Tensor) -> Tensor:
         return h.add_(x)
     shortcut = block.conv_shortcut.conv
     for frames, result in zip(frames_of(x), frames_of(h), strict=True):
-        for part, target in zip(frames.split(1), result.split(1), strict=True):
+        parts = list(zip(frames.split(1), result.split(1), strict=True))
+        for part, target in kinds(parts, x):
             target += F.conv2d(part, shortcut.weight[:, :, 0], shortcut.bias)
     return h
 

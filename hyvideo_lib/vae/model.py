@@ -215,7 +215,7 @@ def _count(shape: torch.Size, cuts: Cuts | None) -> int:
     (frames, height, width), time, space = shape, cuts.time[0], cuts.space[0]
     count = 1
     if max(height, width) > space.length:
-        count = len(space.starts(height)) * len(space.starts(width))
+        count = len(space.lengths(height)) * len(space.lengths(width))
     if frames > time.length:
-        count *= sum(1 for start in time.starts(frames) if start == 0 or frames - start > 1)
+        count *= len(time.lengths(frames, extra=1))
     return count

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import winograd
-from .stand_in import device_type
+from .stand_in import device_type, kinds
 
 Prepare = Callable[[Tensor, Tensor], None]
 """Writes into its second argument what is to be convolved of its first, a few frames."""
@@ -55,8 +55,7 @@ def windows(frames: Tensor, past: int, edges: Edges, prepare: Prepare = copy_fra
 
     All are prepared and padded by their edges. The first window is frame 0 alone, without a past: that would be copies
     of it, and as such they stand in the second one. Later n are even, but for the last. A window is good until the next
-    one is asked for, as its memory is used again. Without numbers (on the meta device), where only the memory counts,
-    windows in the middle are left out: they are like the second one.
+    one is asked for, as its memory is used again.
     """
     total, channels, height, width = frames.shape
     left, right, top, bottom = edges
@@ -76,8 +75,7 @@ def windows(frames: Tensor, past: int, edges: Edges, prepare: Prepare = copy_fra
     fill(0, buffer[:1])
     yield 0, buffer[:1]
     buffer[1:past] = buffer[:1]
-    starts = range(1, total, step or 1)
-    for start in (*starts[:2], *starts[2:][-1:]) if frames.is_meta else starts:
+    for start in kinds(range(1, total, step or 1), frames):
         end = past + min(step, total - start)
         fill(start, buffer[past:end])
         yield start, buffer[:end]
@@ -113,6 +111,10 @@ def causal_conv(
     """
     in_time, *in_space = stride
     pairs = winograd.pair_weights(weight) if in_time == 1 and winograd.pays(frames, weight) else None
+    if device_type(frames) != "cpu":
+        # A window's stride over its one item does not say that channels are innermost, so the weight has to; or the
+        # card's library would copy every window into another order, and its result back.
+        weight = weight.contiguous(memory_format=torch.channels_last_3d)
     for start, window in windows(frames, past=2, edges=edges, prepare=prepare):
         if start == 0:
             out[:1] = F.conv2d(window, weight.sum(2), bias, in_space)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidTiles
-from ..geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ..geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, latent_shape
+from .stand_in import kinds
 
 TileFn = Callable[[Tensor], Tensor]
 H_AXIS, W_AXIS, T_AXIS = 3, 4, 2
@@ -60,6 +61,15 @@ class Tiles:
         """The time axis, in latent frames."""
         return Axis.of(self.frames // TEMPORAL_COMPRESSION, self.overlap)
 
+    def cost(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """(latents that are computed, tiles) of a video of so many frames and pixels; what tiles share counts twice."""
+        total, *sides = latent_shape(width, height, frames)
+        rows, columns = ([side] for side in sides)
+        if max(sides) > self.space.length:
+            rows, columns = (self.space.lengths(side) for side in sides)
+        spans = self.time.lengths(total, extra=1) if total > self.time.length else [total]
+        return sum(spans) * sum(rows) * sum(columns), len(spans) * len(rows) * len(columns)
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -79,6 +89,13 @@ class Axis:
 
     def starts(self, size: int) -> range:
         return range(0, size, self.stride)
+
+    def lengths(self, size: int, extra: int = 0) -> list[int]:
+        """Of the tiles that `size` is cut into. extra: elements that every tile has more, as in time; one that has
+        nothing else is none."""
+        return [
+            min(self.length + extra, size - start) for start in self.starts(size) if not start or size - start > extra
+        ]
 
 
 def shrink(x: Tensor, time: Axis, space: Axis) -> Tensor:
@@ -120,17 +137,18 @@ def tile_space(x: Tensor, tile_fn: TileFn, source: Axis, target: Axis) -> Tensor
     """
     height, width = x.shape[H_AXIS:]
     joined: Tensor | None = None
-    above: list[Tensor] = []  # bottom strips of the row before, blended
-    for row, top in enumerate(source.starts(height)):
-        below: list[Tensor] = []
+    above: dict[int, Tensor] = {}  # bottom strips of the row before, blended
+    rows, columns = (kinds(list(enumerate(source.starts(side))), x) for side in (height, width))
+    for row, top in rows:
+        below: dict[int, Tensor] = {}
         left: Tensor | None = None  # right strip of the tile before, blended
-        for column, start in enumerate(source.starts(width)):
+        for column, start in columns:
             tile = tile_fn(x[..., top : top + source.length, start : start + source.length])
             if row:
                 blend(above[column], tile, H_AXIS, target.shared)
             if left is not None:
                 blend(left, tile, W_AXIS, target.shared)
-            below.append(tail(tile, H_AXIS, target.shared))
+            below[column] = tail(tile, H_AXIS, target.shared)
             left = tail(tile, W_AXIS, target.shared)
             kept = tile[..., : target.stride, : target.stride]
             if joined is None:

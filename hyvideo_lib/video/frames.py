@@ -14,11 +14,12 @@ def frames_from_pixels(pixels: Tensor) -> Tensor:
 
     The reference's rule: (x / 2 + 0.5) clamped to 0..1, times 255, cut off to whole numbers (not rounded).
     """
-    parts = [
-        ((part.float() / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 3, 0).cpu()
-        for part in pixels.split(AT_ONCE, dim=1)
-    ]
-    return torch.cat(parts).contiguous()
+    return torch.cat([bytes_of(part).cpu() for part in pixels.split(AT_ONCE, dim=1)]).contiguous()
+
+
+def bytes_of(part: Tensor) -> Tensor:
+    """The same of a few frames, left on their device and not contiguous."""
+    return ((part.float() / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 3, 0)
 
 
 def pixels_from_frames(frames: Tensor) -> Tensor:

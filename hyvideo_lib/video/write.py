@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,8 @@ CRF = 14
 ROOM = 16384
 """Bytes left free for settings that are known only after the last frame."""
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
+_GAVE_UP = (errno.EPIPE, errno.EINVAL)
+"""What writing to a pipe gives whose reader ended (the second on Windows): its status and words say why it did."""
 _SIGXFSZ = -25
 _LITTLE = 2**20  # bytes; a disk with less is full, whatever the error said
 
@@ -46,13 +49,11 @@ def write_video(
         arguments = _arguments(metadata, temporary, width, height, fps)
         with running(arguments, feeds=True) as ffmpeg:
             written = 0
-            try:
-                for frame in frames:
-                    ffmpeg.stdin.write(frame.contiguous().numpy().tobytes())
-                    written += 1
-                ffmpeg.stdin.close()
-            except BrokenPipeError:
-                pass  # it gave up; its status and words say why
+            for frame in frames:
+                if not _reaches(ffmpeg.stdin.write, frame.contiguous().numpy().tobytes()):
+                    break
+                written += 1
+            _reaches(ffmpeg.stdin.close)
             status = ffmpeg.finish()
         if not written:
             raise RunFailed(f"There are no frames to write to {path}.")
@@ -60,6 +61,17 @@ def write_video(
             raise _failure(path, status, ffmpeg.complaints)
         if final:
             replace_settings(temporary, final())
+
+
+def _reaches(call: Callable[..., object], *given: bytes) -> bool:
+    """Whether a call on the pipe to ffmpeg went well. Raises OSError for what does not mean that ffmpeg ended."""
+    try:
+        call(*given)
+    except OSError as error:
+        if error.errno not in _GAVE_UP:
+            raise
+        return False
+    return True
 
 
 def _arguments(metadata: Path, output: Path, width: int, height: int, fps: float) -> list[str]:

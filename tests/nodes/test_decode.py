@@ -58,12 +58,12 @@ def test_tiles_can_share_their_norms(decode, latents, vae, pack):
 
 
 def test_fitting_tiles_shrink_with_the_memory(pack, vae):
-    work = pack.hyvideo_lib.pipeline.VAEWork.of(vae.vae, 129, 720, 1280)
+    work = pack.hyvideo_lib.pipeline.VAEWork.of(vae.vae, 129, 720, 1280, torch.device("cpu"))
 
     def chosen(free: int):
         return pack.nodes.decode.choose_tiles(work, "fit", 256, 64, False, lambda: free)
 
-    whole = work.num_bytes(None)
+    whole = work.working_bytes(None)
     assert chosen(whole) is None
     tiles = [chosen(whole // part) for part in (2, 8, 64)]
     sizes = [tile.size**2 * tile.frames for tile in tiles]

@@ -15,7 +15,15 @@ from hyvideo_lib.lora import attach, lora_bytes
 from hyvideo_lib.memory import module_bytes
 from hyvideo_lib.memory.dry_run import AllocationCounter
 from hyvideo_lib.memory.machine import Machine
-from hyvideo_lib.pipeline import GenerateRequest, LoraChoice, Precision, offload_transformer
+from hyvideo_lib.pipeline import (
+    FIT,
+    GenerateRequest,
+    LoraChoice,
+    Precision,
+    VAEWork,
+    describe_tiles,
+    offload_transformer,
+)
 from hyvideo_lib.pipeline.dry_run import decode_work, encode_work, transformer_work
 from hyvideo_lib.pipeline.loras import load_loras
 from hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
@@ -125,6 +133,23 @@ def test_small_memory_changes_the_way_and_swaps(monkeypatch):
     assert not hopeless.fits_as_asked
     assert "even with CFG in turn" in describe_plan(hopeless)
     assert all(bool(stage.advice) != stage.fits for stage in hopeless.stages)
+
+
+def test_a_plan_cuts_the_video_as_a_run_would(monkeypatch):
+    monkeypatch.setattr("hyvideo_lib.memory.plan.RESERVE_BYTES", 0)
+    vae = sketch_vae(assets.VAE, Precision(), CUDA)
+    clip = replace(REQUEST, width=320, height=320, frames=33)
+    work = VAEWork.of(vae, clip.frames, clip.height, clip.width, CUDA)
+    free = module_bytes(vae) + work.working_bytes(None) * 3 // 4
+    (*_, decode) = plan_run(replace(clip, tiles=FIT), DEMO, Precision(), Machine(free), CUDA).stages
+    chosen = work.choose(FIT, free - module_bytes(vae))
+    assert chosen
+    assert decode.fits
+    assert decode.way.work == work.num_bytes(chosen)
+    assert decode.way.label == f"tiles {describe_tiles(chosen)}, which happens by itself"
+    (*_, uncut) = plan_run(replace(clip, tiles=None), DEMO, Precision(), Machine(free), CUDA).stages
+    assert uncut.way.work == decode.way.work
+    assert uncut.way.label.endswith(f"--tiles {chosen.size} --tile-frames {chosen.frames}")
 
 
 def test_loras_and_a_step_cache_are_counted_as_a_run_counts_them():

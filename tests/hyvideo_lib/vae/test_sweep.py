@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyvideo_lib.vae import sweep, winograd
+from hyvideo_lib.vae.stand_in import meta_stands_for
 
 FRAME = 3 * 4 * 5
 CHUNKS = [1, 2 * FRAME, 5 * FRAME, 1000 * FRAME]
@@ -88,3 +90,26 @@ def test_windows_cover_every_frame_once_after_its_past(total: int, past: int, ch
         covered += range(start, start + window.shape[0] - before)
         assert window.shape[0] - before <= max(2, chunk // FRAME)
     assert covered == list(range(total))
+
+
+class Orders(TorchDispatchMode):
+    """Whether the weights of 3D convolutions have their channels innermost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default and args[1].ndim == 5:
+            self.seen.append(args[1].is_contiguous(memory_format=torch.channels_last_3d))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "is_innermost"), [("cpu", False), ("cuda", True)])
+def test_only_away_from_a_cpu_the_weights_channels_are_innermost(device: str, is_innermost: bool) -> None:
+    """A window does not tell its order, so the weight has to; a CPU's way stays as it was measured."""
+    frames, weight = torch.empty(5, 4, 6, 6, device="meta"), torch.empty(8, 4, 3, 3, 3, device="meta")
+    out = torch.empty(1, 8, 5, 6, 6, device="meta", memory_format=torch.channels_last_3d)
+    with meta_stands_for(device), Orders() as orders:
+        sweep.causal_conv(frames, weight, None, sweep.frames_of(out)[0])
+    assert set(orders.seen) == {is_innermost}

@@ -25,6 +25,23 @@ def both_ways(axis: Axis, factor: int) -> list[tuple[Axis, Axis]]:
     return [(axis, axis * factor), (axis * factor, axis)]
 
 
+def test_a_cost_counts_the_tiles_that_are_made_and_what_they_share_twice() -> None:
+    assert Tiles().cost(5, 64, 64) == (2 * 8 * 8, 1)
+    assert Tiles(32, 16).cost(37, 64, 40) == (14 * 10 * 6, 18)
+
+
+def test_without_numbers_tiles_in_the_middle_are_left_out() -> None:
+    x, made = torch.empty(1, 2, 1, 100, 100, device="meta"), []
+
+    def tile_fn(tile: Tensor) -> Tensor:
+        made.append(tile.shape[3:])
+        return tile.clone()
+
+    axis = Axis(4, 3, 1)
+    assert tile_space(x, tile_fn, axis, axis).shape == x.shape
+    assert made == [(a, b) for a in (4, 4, 1) for b in (4, 4, 1)]
+
+
 # Stand-ins for the VAE that treat every pixel alone, so that tiles agree wherever they overlap
 
 

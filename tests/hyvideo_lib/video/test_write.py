@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from hyvideo_lib.errors import Interrupted, OutputExists, OutputNotWritable, RunFailed
 from hyvideo_lib.video import probe_size, read_frames, read_settings, write_video
-from hyvideo_lib.video.write import ROOM
+from hyvideo_lib.video.write import ROOM, _reaches
 
 SETTINGS = {"hyvideo": "1", "prompt": "a cat"}
 COLORS = [(230, 30, 30), (30, 180, 50), (45, 80, 235), (250, 230, 40), (150, 50, 190), (15, 20, 90), (225, 208, 165)]
@@ -103,3 +104,17 @@ def test_strange_names_are_only_names(tmp_path, monkeypatch, name):
     write(Path(name), [flat(COLORS[0])])
     assert probe_size(Path(name)) == (64, 48)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("code", "is_told"), [(errno.EPIPE, False), (errno.EINVAL, False), (errno.EIO, True)])
+def test_a_pipe_that_nobody_reads_is_no_error_of_its_own(code, is_told):
+    """Windows says EINVAL where others say EPIPE; what ended ffmpeg is in its status."""
+
+    def write(data: bytes) -> None:
+        raise OSError(code, "no")
+
+    if is_told:
+        with pytest.raises(OSError, match="no"):
+            _reaches(write, b"1")
+    else:
+        assert not _reaches(write, b"1")
