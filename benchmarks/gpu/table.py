@@ -11,8 +11,7 @@ from benchmarks.cases import Case
 from benchmarks.gpu import card
 from benchmarks.rows import Options, Row, skipped_row
 from hyvideo_lib.errors import OutOfMemory
-from hyvideo_lib.pipeline.shortage import is_out_of_memory, reason_of
-from hyvideo_lib.pipeline.tiles import release
+from hyvideo_lib.shortage import is_out_of_memory, reason_of, release
 
 NO_TIME = "no time left"
 

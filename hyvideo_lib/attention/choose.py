@@ -10,9 +10,10 @@ from functools import partial
 import torch
 
 from ..errors import InvalidSetting, MissingPackage, OutOfMemory
+from ..shortage import is_out_of_memory
 from .api import AUTO, BACKENDS, AttendFn, attend
 from .backend import Backend, Kernel
-from .probe import TRIED_TOKENS, Verdict, is_shortage, probe
+from .probe import TRIED_TOKENS, Verdict, probe
 from .sdpa import SDPA
 
 MIN_BUCKET, MAX_BUCKET = 1024, 65_536
@@ -120,7 +121,7 @@ def fastest(backends: Sequence[Backend], problem: Problem, time_fn: TimeFn | Non
             if key not in _seconds:
                 _seconds[key] = (time_fn or seconds_of)(backend.load_fn(), bucket)
         except Exception as error:  # a kernel may give up at a length that the probe did not try
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 _seconds[key] = float("inf")
     return min(backends, key=lambda backend: _seconds.get((bucket, backend.name), float("inf")))
 

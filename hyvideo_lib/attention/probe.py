@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 
+from ..shortage import is_out_of_memory
 from .backend import Backend
 from .sdpa import sdpa
 
@@ -43,7 +44,7 @@ def probe(
     try:
         return judge(backend, device, head_dim, dtype, tokens)
     except Exception as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
         return Verdict(f"cannot be tried on {device}, as memory ran out ({_first_line(error)})", is_short=True)
 
@@ -70,7 +71,7 @@ def judge(backend: Backend, device: torch.device, head_dim: int, dtype: torch.dt
             cosine = torch.cosine_similarity(result, expected, dim=0).item()
             stretch = (result.norm() / expected.norm()).item()
     except Exception as error:  # what a kernel raises for a card, dtype or size that it does not know is its own affair
-        if is_shortage(error):
+        if is_out_of_memory(error):
             raise
         name = str(dtype).removeprefix("torch.")
         return Verdict(f"does not run on {device} in {name} with heads of {head_dim} ({_first_line(error)})")
@@ -81,11 +82,6 @@ def judge(backend: Backend, device: torch.device, head_dim: int, dtype: torch.dt
     if not abs(stretch - 1) <= MAX_STRETCH:
         return Verdict(f"gives wrong numbers for {tokens} tokens ({stretch:.2f} times as large as PyTorch's)")
     return Verdict()
-
-
-def is_shortage(error: Exception) -> bool:
-    """Whether a device or the computer had no memory left."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _first_line(error: Exception) -> str:

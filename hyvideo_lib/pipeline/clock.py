@@ -14,9 +14,9 @@ from ..host import Host
 from ..memory.machine import gib
 from ..memory.ram import free_ram_bytes
 from ..memory.vram import free_device_bytes
+from ..shortage import is_out_of_memory, release
 from .notices import Notice
 from .report import RunReport, StageLog, StageReport, joined, measured
-from .shortage import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Clock:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            release(error)
             raise OutOfMemory(describe_shortage(name, error, self._host.device)) from error
         finally:
             if log and log.report:

@@ -18,9 +18,9 @@ from ..memory import Offloader, free_device_bytes
 from ..memory.machine import gib
 from ..memory.vram import give_back
 from ..sampling import VelocityFn
+from ..shortage import is_out_of_memory, reason_of
 from ..transformer import LeanConfig
 from ..transformer.lean_config import lean_steps
-from .shortage import is_out_of_memory, reason_of
 
 if TYPE_CHECKING:
     from .sampler import SampleRun

@@ -6,7 +6,6 @@ the next smaller tiles, and is what a run that began with those would have made.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -23,9 +22,9 @@ from ..memory.machine import gib
 from ..memory.plan import with_reserve
 from ..memory.ram import free_ram_bytes
 from ..memory.vram import free_device_bytes
+from ..shortage import is_out_of_memory, reason_of, release
 from ..vae import CausalVideoVAE, Tiles, TinyVAE, TinyVAEConfig, VAEConfig
 from .dry_run import decode_work, encode_work, least_work
-from .shortage import is_out_of_memory, reason_of
 
 FIT, FIT_SHARED = "fit", "fit, shared norms"
 TilesChoice = Tiles | str | None
@@ -220,10 +219,3 @@ def _tiles(tile: Tile, like: Tiles) -> Tiles:
         return Tiles(*tile, like.overlap, like.shared_norms)
     except InvalidTiles:
         return Tiles(*tile, shared_norms=like.shared_norms)
-
-
-def release(error: BaseException | None) -> None:
-    """Let go of what the functions that an error came through still refer to; its message and lines stay."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shortage import is_out_of_memory
 from .chunks import AS_THEY_ARE, Chunks, with_pieces
 from .compile_config import CompileConfig
 from .pieces import PLAIN, Pieces
@@ -162,8 +163,7 @@ def compile_errors() -> tuple[type[Exception], ...]:
 def shortage_in(error: BaseException | None) -> BaseException | None:
     """What was raised for a lack of memory on the device or in RAM, where the compiler's error stands for that."""
     while error is not None:
-        says_so = "out of memory" in str(error).lower() and not isinstance(error, compile_errors())
-        if says_so or isinstance(error, MemoryError):
+        if is_out_of_memory(error) and not isinstance(error, compile_errors()):
             return error
         error = getattr(error, "inner_exception", None) or error.__cause__
     return None

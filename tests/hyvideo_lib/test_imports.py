@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hyvideo_lib"
-GROUND = {"errors", "host", "geometry", "finite", "lazy"}
+GROUND = {"errors", "host", "geometry", "finite", "lazy", "shortage"}
 MODELS = {"transformer", "vae", "text"}
 LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "memory", "quant", "sampling"}
 LIBRARY |= {"caches", "checkpoint", "lora", "video"}
@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "finite": {"errors"},
     "buckets": {"errors"},
     "atomic": {"errors"},
-    "attention": {"errors", "host"},
-    "memory": GROUND | {"transformer"},  # sizes from its config, and how lean its blocks are
+    "shortage": set(),
+    "attention": {"errors", "host", "shortage"},
+    "memory": GROUND,
     "transformer": GROUND | {"attention"},
     "vae": GROUND | {"attention"},
     "text": GROUND,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import torch
 
 SAID = (
@@ -25,3 +27,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def reason_of(error: BaseException) -> str:
     """The first line of what it says."""
     return (str(error).splitlines() or ["no details"])[0]
+
+
+def release(error: BaseException | None) -> None:
+    """Let go of what the functions that an error came through still refer to; its message and lines stay."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__

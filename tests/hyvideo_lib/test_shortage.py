@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hyvideo_lib.pipeline.shortage import is_out_of_memory, reason_of
+from hyvideo_lib.shortage import is_out_of_memory, reason_of
 
 
 @pytest.mark.parametrize(
