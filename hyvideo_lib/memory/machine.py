@@ -64,7 +64,7 @@ def parse_amount(text: str, name: str) -> float:
         raise InvalidSetting(f"{name} is {text!r}, but must be an amount such as 12GiB, 32GB or 25GB/s.")
     amount = float(match[1]) * UNITS[match[2].lower()]
     if 0 < amount < LEAST_AMOUNT:
-        raise InvalidSetting(f"{name} is {text!r}, but must be more than a few bytes. Give it a unit, such as 12GiB.")
+        raise InvalidSetting(f"{name} is {text!r}, but must be 1MiB or more; a unit may be missing, as in 12GiB.")
     if amount <= 0:
         raise InvalidSetting(f"{name} is {text!r}, but must be more than nothing.")
     return amount
