@@ -1,7 +1,11 @@
 """`python -m hyvideo_lib VERB`, and the command `hyvideo`: the command line as a process of its own."""
 
+import os
 import signal
 import sys
+
+INTERRUPTED = 3
+"""errors.Interrupted.exit_code, known before anything is imported."""
 
 
 def command() -> None:
@@ -11,11 +15,15 @@ def command() -> None:
         from .cli.interrupt import Stopper
     except KeyboardInterrupt:
         sys.stderr.write("Error: Stopped at once.\n")
-        sys.exit(3)
+        sys.exit(INTERRUPTED)
     signal.signal(signal.SIGINT, Stopper(is_process=True))
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    exec("")  # noqa: S102 (by a KeyboardInterrupt that once passed an exec Python would end itself)
+    if code == INTERRUPTED:
+        # An interrupt within the code that an import makes and runs is remembered: Python would end itself by it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

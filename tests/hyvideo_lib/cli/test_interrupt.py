@@ -119,18 +119,18 @@ def test_ctrl_c_in_an_import_ends_the_process_with_3(tmp_path):
 
 
 @POSIX
-@pytest.mark.parametrize(
-    "late",
-    [
-        "leave = sys.exit; sys.exit = lambda code: [signal.raise_signal(signal.SIGINT), leave(code)]",
-        "from hyvideo_lib import cli; main = cli.main; cli.main = lambda: [main(), swallow()][0]",
-    ],
-    ids=["comes late", "is remembered by Python"],
-)
-def test_ctrl_c_does_not_change_the_exit_code(tmp_path, late):
-    swallow = "def swallow():\n  try: exec('raise KeyboardInterrupt')\n  except KeyboardInterrupt: pass\n"
-    answer = run_process(f"sys.argv[1:] = ['--nonsense']; import signal\n{swallow}{late}", tmp_path)
+def test_ctrl_c_that_comes_late_does_not_change_the_exit_code(tmp_path):
+    late = "leave = sys.exit; sys.exit = lambda code: [signal.raise_signal(signal.SIGINT), leave(code)]"
+    answer = run_process(f"sys.argv[1:] = ['--nonsense']; import signal\n{late}", tmp_path)
     assert answer.returncode == 2, answer.stderr
+
+
+@POSIX
+def test_ctrl_c_that_python_remembers_does_not_change_it_either(tmp_path):
+    """As one within the code that an import makes and runs."""
+    stopped = "def stopped():\n  try: exec('raise KeyboardInterrupt')\n  except KeyboardInterrupt: return 3\n"
+    answer = run_process(f"{stopped}from hyvideo_lib import cli; cli.main = stopped", tmp_path)
+    assert answer.returncode == 3, answer.stderr
 
 
 def run_process(before: str, folder: Path) -> subprocess.CompletedProcess[str]:
