@@ -127,9 +127,11 @@ class SampleRun:
     def fitted(self, latent_shape: tuple[int, int, int], room: int | None) -> tuple[SampleRun, int]:
         """The same run, its blocks as lean as the device asks for, for latents of (T, H, W); and what it takes there.
 
-        room: bytes of the device for weights and work together; None is without bound. See `SampleWork.fitted`. The
-        bytes are those beside the weights, with what should be kept free.
+        room: bytes of the device for weights and work together; None is without bound, and then nothing is counted. See
+        `SampleWork.fitted`. The bytes are those beside the weights, with what should be kept free.
         """
+        if room is None:
+            return self, 0
         lean, work = self._work(latent_shape).fitted(room)
         return replace(self, lean=lean), with_reserve(work)
 

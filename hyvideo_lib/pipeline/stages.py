@@ -211,13 +211,12 @@ class SampleStage:
 
         settled: what a run of the same needs came down to when memory ran out; this one begins there.
         """
-        self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
-        free = free_device_bytes(self._host.device)
         budget = None
-        if free is not None:
-            room = free + self._offloader.loaded_bytes
-            run, working = run.fitted(latent_shape, room)
-            budget = max(0, room - working)
+        if free_device_bytes(self._host.device) is not None:
+            self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
+            free = free_device_bytes(self._host.device) or 0
+            run, working = run.fitted(latent_shape, free + self._offloader.loaded_bytes)
+            budget = max(0, free + self._offloader.loaded_bytes - working)
         if settled:
             run = replace(run, lean=settled.lean, guidance=replace(run.guidance, batched=settled.batched))
             budget = settled.weights if budget is None else min(budget, settled.weights)
