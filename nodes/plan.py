@@ -76,59 +76,7 @@ class Plan(io.ComfyNode):
                     tooltip="GiB of the card to plan for, such as 8 or 12. 0 is this machine's, with everything that "
                     "ComfyUI could move away counted as free.",
                 ),
-                io.Combo.Input(
-                    "matmul",
-                    options=list(MATMULS),
-                    default=DENSE,
-                    optional=True,
-                    tooltip="How the transformer's blocks multiply, as on Load Transformer.",
-                ),
-                io.Combo.Input(
-                    "card",
-                    options=[NO_CARD, *CARDS],
-                    default=NO_CARD,
-                    optional=True,
-                    tooltip="A card by name, for its memory and its speed: then the least that a step can take is "
-                    "computed too. gpu_memory goes before its memory.",
-                ),
-                io.Float.Input(
-                    "ram",
-                    default=0.0,
-                    min=0.0,
-                    max=4096.0,
-                    step=1.0,
-                    optional=True,
-                    tooltip="GiB of RAM that are free for the run. 0 leaves RAM out of account.",
-                ),
-                io.Float.Input(
-                    "link",
-                    default=DEFAULT_LINK / 1e9,
-                    min=1.0,
-                    max=1000.0,
-                    step=1.0,
-                    optional=True,
-                    tooltip="GB a second from RAM to the card: about 25 for PCIe 4.0 with 16 lanes, half of it for 3.0 "
-                    "or 8 lanes.",
-                ),
-                *_optional_tiles(),
-                io.Combo.Input(
-                    "lora",
-                    options=[NO_LORA, *list_loras()],
-                    default=NO_LORA,
-                    optional=True,
-                    tooltip="A LoRA to count as well, on all blocks.",
-                ),
-                HYV_GUIDANCE.Input(
-                    "guidance_options",
-                    optional=True,
-                    tooltip="From Guidance (CFG); its cfg_scale goes before this one's.",
-                ),
-                HYV_BLOCK_SWAP.Input(
-                    "block_swap",
-                    optional=True,
-                    tooltip="From Block Swap; without it only what does not fit is swapped.",
-                ),
-                HYV_CACHE.Input("cache", optional=True, tooltip="From Step Cache: what it keeps is counted."),
+                *_later_inputs(),
             ],
             outputs=[io.String.Output("report", display_name="report", tooltip="The same text.")],
             hidden=[io.Hidden.unique_id],
@@ -261,6 +209,65 @@ def _file_input(role: str, demo_file: object, kinds: tuple[str, ...], words: str
         default=RELEASED,
         tooltip=f"{words} Only its header is read. As it stands the released model's sizes are taken, in 16 bits.",
     )
+
+
+def _later_inputs() -> list[Any]:
+    """Those that came after the first workflows were saved: optional, and last."""
+    return [
+        io.Combo.Input(
+            "matmul",
+            options=list(MATMULS),
+            default=DENSE,
+            optional=True,
+            tooltip="How the transformer's blocks multiply, as on Load Transformer.",
+        ),
+        io.Combo.Input(
+            "card",
+            options=[NO_CARD, *CARDS],
+            default=NO_CARD,
+            optional=True,
+            tooltip="A card by name, for its memory and its speed: then the least that a step can take is "
+            "computed too. gpu_memory goes before its memory.",
+        ),
+        io.Float.Input(
+            "ram",
+            default=0.0,
+            min=0.0,
+            max=4096.0,
+            step=1.0,
+            optional=True,
+            tooltip="GiB of RAM that are free for the run. 0 leaves RAM out of account.",
+        ),
+        io.Float.Input(
+            "link",
+            default=DEFAULT_LINK / 1e9,
+            min=1.0,
+            max=1000.0,
+            step=1.0,
+            optional=True,
+            tooltip="GB a second from RAM to the card: about 25 for PCIe 4.0 with 16 lanes, half of it for 3.0 "
+            "or 8 lanes.",
+        ),
+        *_optional_tiles(),
+        io.Combo.Input(
+            "lora",
+            options=[NO_LORA, *list_loras()],
+            default=NO_LORA,
+            optional=True,
+            tooltip="A LoRA to count as well, on all blocks.",
+        ),
+        HYV_GUIDANCE.Input(
+            "guidance_options",
+            optional=True,
+            tooltip="From Guidance (CFG); its cfg_scale goes before this one's.",
+        ),
+        HYV_BLOCK_SWAP.Input(
+            "block_swap",
+            optional=True,
+            tooltip="From Block Swap; without it only what does not fit is swapped.",
+        ),
+        HYV_CACHE.Input("cache", optional=True, tooltip="From Step Cache: what it keeps is counted."),
+    ]
 
 
 def _optional_tiles() -> list[Any]:

@@ -41,17 +41,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute a stage. label: what is done for it, and the options that ask for it where it does not happen
-    by itself; "" for what was asked. work: its bytes beside weights. calls: how often the blocks come by in a step."""
+    """One way to compute a stage. label: what is done for it, "" for what was asked. work: its bytes beside weights.
+    calls: how often the blocks come by in a step. is_asked: whether a run takes it by itself, with no option set."""
 
     label: str
     work: int
     calls: int = 1
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether a run takes it by itself, with no option set."""
-        return "--" not in self.label
+    is_asked: bool = True
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None) -
         labels = ["CFG in turn (--cfg-in-turn)"] if is_batched and not batched else []
         if lean != LeanConfig():
             labels.append(f"{describe_lean(lean)}, which happens by itself")
-        yield Way(", ".join(labels), num_bytes, 2 if request.guidance.uses_cfg and not batched else 1)
+        calls = 2 if request.guidance.uses_cfg and not batched else 1
+        yield Way(", ".join(labels), num_bytes, calls, is_asked=batched or not is_batched)
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:
@@ -206,7 +207,7 @@ def _plan_decode(
         yield way(asked, "")
         tiles = work.choose(FIT, room)
         if tiles and work.num_bytes(tiles) < work.num_bytes(asked):
-            yield way(tiles, f"--tiles {tiles.size} --tile-frames {tiles.frames}")
+            yield replace(way(tiles, f"--tiles {tiles.size} --tile-frames {tiles.frames}"), is_asked=False)
 
     def way(tiles: Tiles | None, how: str) -> Way:
         return Way(f"tiles {describe_tiles(tiles)}, {how}" if how else "", work.num_bytes(tiles))

@@ -12,14 +12,13 @@ from ..memory.machine import Machine, gib
 from ..memory.plan import StagePlan, Way, Weights, plan_stage, with_reserve
 from ..transformer import LeanConfig
 from ..transformer.lean_config import lean_steps
-from ..vae import CausalVideoVAE, Tiles
-from .dry_run import decode_work
+from ..vae import CausalVideoVAE
 from .request import GenerateRequest
 from .sampler import offload_transformer
 from .sketch import TextSketch, is_wide, weights_of
+from .tiles import FIT, VAEWork
 from .working import SampleWork
 
-SMALLEST_TILES = Tiles(128, 16)
 EIGHT_BITS = "float8_e4m3fn"
 SHARES = ((3, 4), (1, 2), (1, 4))
 """Of the frames that were asked for: what is tried in their place."""
@@ -117,7 +116,8 @@ def advise_decode(
 
     def plan(vae: CausalVideoVAE, size: tuple[int, int, int]) -> StagePlan:
         weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
-        way = Way("", decode_work(vae, size, SMALLEST_TILES, device.type == "cpu"))
+        work = VAEWork.of(vae, *size, device)
+        way = Way("", work.num_bytes(work.choose(FIT, 0)))
         return plan_stage("decode", weights, [way], machine.gpu_free, machine.ram_free, BlockSwap())
 
     frames, height, width = size

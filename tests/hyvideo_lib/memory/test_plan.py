@@ -130,7 +130,7 @@ def test_summands_add_up():
 
 
 def test_a_way_that_asks_for_options_is_not_what_was_asked():
-    ways = [Way("", 900 * MIB), Way("smaller (--smaller)", 50 * MIB)]
+    ways = [Way("", 900 * MIB), Way("smaller (--smaller)", 50 * MIB, is_asked=False)]
     plan = plan_stage("sample", WEIGHTS, ways, 1050 * MIB, None, BlockSwap())
     assert (plan.fits, plan.fits_as_asked, plan.way) == (True, False, ways[1])
     alone = plan_stage(

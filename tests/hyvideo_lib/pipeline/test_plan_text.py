@@ -47,7 +47,7 @@ def test_the_summands_of_ram_are_named():
 
 
 def test_a_stage_says_whether_it_fits_as_asked_slowly_with_a_setting_or_not():
-    asked, other = Way("", 6 * GIB), Way("tiles of 1 (--tiles 1)", GIB)
+    asked, other = Way("", 6 * GIB), Way("tiles of 1 (--tiles 1)", GIB, is_asked=False)
     assert ": fits\n" in told(Machine(20 * GIB), asked)
     assert ": fits with: tiles of 1 (--tiles 1)\n" in told(Machine(6 * GIB), asked, other)
     slow = told(Machine(6 * GIB, 6 * GIB), other)
