@@ -39,7 +39,7 @@ FP8, STORED = "stored in fp8", "stored as computed"
 class Beside(LinearAdapter):
     """Adds to the layer's output, however many tokens there are."""
 
-    def merged(self, weight: Tensor, bias: Tensor | None, rows: slice, tokens: int, is_copy: bool) -> None:
+    def merging(self, tokens: int) -> None:
         return None
 
 

@@ -28,7 +28,7 @@ class Adding:
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         pass
 
-    def merged(self, weight: Tensor, bias: Tensor | None, rows: slice, tokens: int, is_copy: bool) -> None:
+    def merging(self, tokens: int) -> None:
         pass
 
     def __call__(self, x: Tensor, rows: slice) -> Tensor:

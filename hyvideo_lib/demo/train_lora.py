@@ -78,7 +78,7 @@ class Factors(nn.Module):
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         pass  # they are where the model is
 
-    def merged(self, weight: Tensor, bias: Tensor | None, rows: slice, tokens: int, is_copy: bool) -> None:
+    def merging(self, tokens: int) -> None:
         """Never: the factors are trained as they are."""
 
     def forward(self, x: Tensor, rows: slice) -> Tensor:

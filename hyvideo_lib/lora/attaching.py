@@ -1,7 +1,8 @@
 """LoRAs on a transformer for the length of a run: added where layers compute, never to their stored weights.
 
 Many tokens are multiplied with (W + s B A), made when the block's weights are on the device, in the dtype of its tokens
-and for as long as it computes. For few tokens, and beside products in 8 bits, W x + s B (A x) takes less. Either is the
+and for as long as it computes: of a swapped block in the memory that it came into, of any other, and of a weight stored
+in another dtype, in a copy. For few tokens, and beside products in 8 bits, W x + s B (A x) takes less. Either is the
 same for weights of every storage, wherever they rest, and what is taken away again leaves no trace.
 """
 
@@ -77,21 +78,30 @@ class LinearAdapter:
             terms.append(self._spread(bias[rows]))
         return sum(terms[1:], terms[0])
 
-    def merged(
-        self, weight: Tensor, bias: Tensor | None, rows: slice, tokens: int, is_copy: bool
-    ) -> tuple[Tensor, Tensor | None] | None:
-        if not self._cost.merging_pays(tokens):
-            return None
+    def merging(self, tokens: int) -> LinearAdapter | None:
+        return self if self._cost.merging_pays(tokens) else None
+
+    def added(self, weight: Tensor, rows: slice) -> Tensor:
         if self._factors:
             down, up = self._factors
-            weight = weight.addmm_(up[rows], down) if is_copy else weight.addmm(up[rows], down)
-            is_copy = True
-        more, more_bias = self._diffs
-        if more is not None:
-            weight = weight.add_(more[rows]) if is_copy else weight + more[rows]
-        if more_bias is not None:
-            bias = more_bias[rows] if bias is None else bias + more_bias[rows]
-        return weight, bias
+            weight = weight.addmm(up[rows], down)
+        diff = self._diffs[0]
+        if diff is None:
+            return weight
+        return weight.add_(diff[rows]) if self._factors else weight + diff[rows]
+
+    def add_(self, weight: Tensor, rows: slice) -> None:
+        if self._factors:
+            down, up = self._factors
+            weight.addmm_(up[rows], down)
+        if self._diffs[0] is not None:
+            weight.add_(self._diffs[0][rows])
+
+    def with_bias(self, bias: Tensor | None, rows: slice) -> Tensor | None:
+        more = self._diffs[1]
+        if more is None:
+            return bias
+        return more[rows] if bias is None else bias + more[rows]
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         if self._placed != (device, dtype):

@@ -8,7 +8,7 @@ as long as it computes: by a copy in its turn, or through slots that are filled 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -22,6 +22,7 @@ from .pinned import PinnedPool
 from .traffic import Traffic
 
 CopyFn = Callable[[Tensor, torch.device], Tensor]
+OnLoanFn = Callable[[Sequence[nn.Module]], AbstractContextManager[object]]
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -78,7 +79,8 @@ class Offloader:
     home itself, and then nothing is ever copied. copy_fn: how a tensor gets to a device. can_stream_fn: whether copies
     to a device can run beside computing. aside: the blocks' modulations, which are always at home but while they
     are visited, and whose vectors are remembered (memory.memo). keep_pinned: whether streamed blocks may be copied into
-    pinned memory for good, which pays where they are streamed again and again.
+    pinned memory for good, which pays where they are streamed again and again. on_loan_fn: makes the context in which a
+    block computes if its tensors are all copies that nothing needs after its turn, from the modules that hold them.
     """
 
     def __init__(
@@ -91,10 +93,12 @@ class Offloader:
         can_stream_fn: Callable[[torch.device], bool] = can_stream,
         aside: Sequence[nn.Module] = (),
         keep_pinned: bool = True,
+        on_loan_fn: OnLoanFn = nullcontext,
     ) -> None:
         self.module = module
         self._block_modules = list(blocks)
         self._keep_pinned = keep_pinned
+        self._on_loan_fn = on_loan_fn
         self.swap = swap or BlockSwap()
         self._can_stream_fn = can_stream_fn
         self._aside_modules = list(aside)
@@ -106,6 +110,7 @@ class Offloader:
         self._blocks = [
             _Part((entry for entry in _own_tensors(block) if id(entry[0]) not in apart), copy_fn) for block in blocks
         ]
+        self._holders = [[child for child in block.modules() if id(child) not in apart] for block in blocks]
         self._places = {id(block): place for place, block in enumerate(blocks)}
         self._hosts: dict[int, HostBlock] = {}
         self._pool: PinnedPool | None = None
@@ -275,19 +280,21 @@ class Offloader:
         if place is None or self.device is None or self._blocks[place].is_away:
             yield
             return
-        part = self._blocks[place]
+        part, holders = self._blocks[place], self._holders[place]
         self._open_stream()
         try:
             if self._stream:
-                with self._stream.brought(place) as tensors:
+                with self._stream.brought(place) as tensors, self._on_loan_fn(holders):
                     part.lend(tensors)
                     yield
             else:
                 before = part.moved_bytes
                 part.move(self.device)
-                if part.moved_bytes > before:
+                moved = part.moved_bytes - before
+                if moved:
                     self._streamed = replace(self._streamed, stalled_seconds=None)
-                yield
+                with self._on_loan_fn(holders) if moved == part.num_bytes else nullcontext():
+                    yield
         finally:
             part.go_home()
 

@@ -19,13 +19,15 @@ from ..memory.plan import with_reserve
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
 from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
+from ..transformer.loan import on_loan
 from .ladder import Ladder
 from .working import SampleWork
 
 
 def offload_transformer(model: HunyuanVideoTransformer, swap: BlockSwap | None = None) -> Offloader:
     """The transformer's weights at home: blocks that may stay there during a run, modulations that always do."""
-    return Offloader(model, model.blocks, len(model.double_blocks), swap, aside=model.modulations)
+    num_double = len(model.double_blocks)
+    return Offloader(model, model.blocks, num_double, swap, aside=model.modulations, on_loan_fn=on_loan)
 
 
 class _Listener:

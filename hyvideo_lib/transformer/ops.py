@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .loan import Loan
+
 
 class Ops(Protocol):
     """What a namespace of layers offers. Its Linear takes `rows`, a slice of the output features, as ours does."""
@@ -24,6 +26,19 @@ class Ops(Protocol):
 
     @property
     def Conv3d(self) -> type[nn.Conv3d]: ...  # noqa: N802
+
+
+class Merging(Protocol):
+    """The same term in a weight and a bias, of the wanted output features."""
+
+    def added(self, weight: Tensor, rows: slice) -> Tensor:
+        """The weight with the term in it, as a new tensor, or the weight if nothing is added to it."""
+
+    def add_(self, weight: Tensor, rows: slice) -> None:
+        """Add the term to the weight."""
+
+    def with_bias(self, bias: Tensor | None, rows: slice) -> Tensor | None:
+        """The bias with the term in it; the one that is given is left alone."""
 
 
 class Adapter(Protocol):
@@ -36,13 +51,8 @@ class Adapter(Protocol):
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Have what it multiplies with ready for tokens there and of that dtype. Called before tokens are."""
 
-    def merged(
-        self, weight: Tensor, bias: Tensor | None, rows: slice, tokens: int, is_copy: bool
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias of the wanted rows with the term in them; the weight is overwritten if it is a copy.
-
-        None where the term itself takes less time: so many tokens of each item are multiplied with what this returns.
-        """
+    def merging(self, tokens: int) -> Merging | None:
+        """How the term goes into the weight, for so many tokens of each item; None where it takes less time beside."""
 
     def __call__(self, x: Tensor, rows: slice) -> Tensor: ...
 
@@ -93,12 +103,13 @@ class ReadyLinear:
 class Linear(nn.Linear):
     """nn.Linear whose weight is cast on use. `rows` computes only those output features.
 
-    product: how it is multiplied. adapters: their terms are added to the output in order, or to a copy of the weight in
-    the dtype of many tokens; the weight itself is never changed.
+    product: how it is multiplied. adapters: their terms are added to the output in order, or, where tokens are many, to
+    a copy of the weight in their dtype. loan: the weight is a copy itself, while this is set, and may be changed.
     """
 
     product: Product = DENSE
     adapters: tuple[Adapter, ...] = ()
+    loan: Loan | None = None
 
     def dense_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
         """The weight that is multiplied with, [rows, in_features] in `dtype`. Storage schemes say here what it is."""
@@ -112,16 +123,31 @@ class Linear(nn.Linear):
         weight = self.product.ready(self, like.dtype, rows)
         bias: Tensor | None = None if self.bias is None else self.bias[rows].to(like.dtype)
         beside: list[Adapter] = []
-        is_copy = bool(self.adapters) and isinstance(weight, Tensor) and not self._rests_in(weight)
+        tokens = like.shape[-2] if like.ndim > 1 else 1
         for adapter in self.adapters:
             adapter.place(like.device, like.dtype)
-            tokens = like.shape[-2] if like.ndim > 1 else 1
-            merged = adapter.merged(weight, bias, rows, tokens, is_copy) if isinstance(weight, Tensor) else None
-            if merged is None:
+            merging = self._merging(adapter, tokens) if isinstance(weight, Tensor) else None
+            if merging is None:
                 beside.append(adapter)
             else:
-                (weight, bias), is_copy = merged, True
+                weight = self._merge(adapter, merging, weight, rows)
+                bias = merging.with_bias(bias, rows)
         return ReadyLinear(self.product, weight, bias, tuple(beside), rows)
+
+    def _merging(self, adapter: Adapter, tokens: int) -> Merging | None:
+        return self.loan.merging(adapter, tokens) if self.loan else adapter.merging(tokens)
+
+    def _merge(self, adapter: Adapter, merging: Merging, weight: Tensor, rows: slice) -> Tensor:
+        """The weight's rows with the term in them: where they lie if they are a copy or on loan, else in a copy."""
+        is_own = self._rests_in(weight)
+        if is_own and self.loan is None:
+            return merging.added(weight, rows)
+        start, stop, _ = rows.indices(self.out_features)
+        for low, high in list(self.loan.lacking(adapter, start, stop)) if self.loan else [(start, stop)]:
+            merging.add_(weight[low - start : high - start], slice(low, high))
+            if self.loan and is_own:
+                self.loan.note(adapter, low, high)
+        return weight
 
     def _rests_in(self, tensor: Tensor) -> bool:
         """Whether what the layer holds lies in the same memory, all or in part."""

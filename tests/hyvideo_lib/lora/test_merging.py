@@ -1,8 +1,11 @@
-"""LoRAs in a copy of the weight, for many tokens, and beside it, for few: one result, and the weight stays as it is."""
+"""LoRAs in the weight, for many tokens, and beside it, for few: one result, and the weight at home stays as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from torch import Tensor
 from hyvideo_lib.checkpoint.joined import JoinedLinear
 from hyvideo_lib.lora import LoraUse, LowRank, attach, read_lora
 from hyvideo_lib.lora.attaching import LinearAdapter
+from hyvideo_lib.lora.blocks import BlockChoice
 from hyvideo_lib.lora.cost import Cost, cost_of
 from hyvideo_lib.lora.names import LayerSize
 from hyvideo_lib.lora.update import Update, Weighted
@@ -21,8 +25,10 @@ from hyvideo_lib.lora.write import lora_tensors
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.memory.copy_engine import can_stream
 from hyvideo_lib.memory.dry_run import AllocationCounter
+from hyvideo_lib.pipeline import sampler
 from hyvideo_lib.quant import PRODUCTS, plain_fp8_state_dict, quantize_fp8
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
+from hyvideo_lib.transformer.loan import on_loan
 from hyvideo_lib.transformer.ops import Linear
 
 SIZE = LayerSize(out_features=48, in_features=32)
@@ -194,7 +200,64 @@ def test_in_16_bits_neither_way_is_less_exact() -> None:
         assert errors[0] <= 1.1 * errors[1]
 
 
+# On loan
+
+
+@pytest.mark.parametrize("updates", UPDATES)
+def test_on_loan_each_row_gets_each_term_once(updates: str) -> None:
+    """In whatever parts the rows are asked for, and however often."""
+    layer, x = layer_with(UPDATES[updates]), numbers(3 * ENOUGH, 32, seed=20)
+    layer.adapters = (*layer.adapters, LinearAdapter(SIZE, [product(30)]))
+    parts = [slice(10, 20), slice(0, 14), slice(8, 30), slice(30, None), slice(5, 40), slice(None), slice(10, 20)]
+    wanted = layer.ready(x).weight
+    home = layer.weight.data.clone()
+    with on_loan([layer]):
+        for rows in parts:
+            made = layer.ready(x, rows)
+            assert relative_error(made.weight, wanted[rows]) <= 1e-6
+        assert relative_error(layer.weight, wanted) <= 1e-6
+    assert layer.loan is None
+    layer.weight.data = home
+    assert torch.equal(layer.ready(x).weight, wanted)
+
+
+def test_on_loan_nothing_is_copied() -> None:
+    layer, x = dense_layer(), torch.zeros(ENOUGH, SIZE.in_features)
+    layer.adapters = (LinearAdapter(SIZE, UPDATES["all of it"]), LinearAdapter(SIZE, UPDATES["a product"]))
+    layer.ready(x)
+    with on_loan([layer]), AllocationCounter() as counter:
+        made = layer.ready(x)
+    assert made.weight.data_ptr() == layer.weight.data_ptr()
+    assert counter.peak < 0.3 * layer.weight.nbytes  # biases
+
+
+def test_on_loan_a_weight_of_parts_gets_each_term_once() -> None:
+    layer, x = joined_layer(), numbers(3 * ENOUGH, 32, seed=20)
+    layer.adapters = (LinearAdapter(SIZE, UPDATES["all of it"]),)
+    wanted = layer.ready(x).weight
+    with on_loan(layer.modules()):
+        for rows in (slice(0, 16), slice(10, 40), slice(32, 48), slice(None)):
+            assert relative_error(layer.ready(x, rows).weight, wanted[rows]) <= 1e-6
+
+
+def test_a_turn_that_began_with_the_term_beside_ends_so() -> None:
+    layer = layer_with(UPDATES["a product"])
+    few, many = torch.zeros(ENOUGH - 1, 32), torch.zeros(ENOUGH, 32)
+    with on_loan([layer]):
+        assert [len(layer.ready(x).adapters) for x in (few, many)] == [1, 1]
+    with on_loan([layer]):
+        assert [len(layer.ready(x).adapters) for x in (many, few)] == [0, 0]
+
+
 # In a model
+
+
+def clone(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.clone()
+
+
+def fail_with_no_memory(*args: object) -> None:
+    raise torch.OutOfMemoryError("out of memory")
 
 
 def read(save: Save) -> LoraUse:
@@ -203,7 +266,8 @@ def read(save: Save) -> LoraUse:
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2])
 @pytest.mark.parametrize("storage", ["dense", "fp8"])
-def test_streamed_blocks_give_the_bits_of_resident_ones(save: Save, prefetch: int, storage: str) -> None:
+@pytest.mark.parametrize("lent", [False, True], ids=["in a copy", "in the slot"])
+def test_streamed_blocks_give_the_bits_of_resident_ones(save: Save, prefetch: int, storage: str, lent: bool) -> None:
     """Through real slots, which are overwritten by other blocks: what is merged must not outlive its block."""
     model, use, inputs = tiny_transformer().requires_grad_(False), read(save), transformer_inputs(**LONG)
     if storage == "fp8":
@@ -213,11 +277,49 @@ def test_streamed_blocks_give_the_bits_of_resident_ones(save: Save, prefetch: in
         resident = model(**inputs)
         swap = BlockSwap(2, 2, prefetch)
         stream = (lambda device: True) if prefetch else can_stream
-        source = Offloader(model, model.blocks, 2, swap, lambda tensor, _: tensor.clone(), stream)
+        source = Offloader(model, model.blocks, 2, swap, clone, stream, on_loan_fn=on_loan if lent else nullcontext)
         source.load("cpu")
         assert source.num_swapped == 4
         for _ in range(2):
             assert torch.equal(model(**inputs, source=source), resident)
+        source.go_home()
+        assert torch.equal(model(**inputs), resident)
+
+
+def test_a_run_writes_into_the_slots_of_swapped_blocks(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = tiny_transformer().requires_grad_(False), transformer_inputs(**LONG)
+    use = replace(read(save), blocks=BlockChoice(other=False))
+    calls: list[str] = []
+
+    def count(name: str) -> None:
+        original = getattr(LinearAdapter, name)
+        monkeypatch.setattr(LinearAdapter, name, lambda *args: (calls.append(name), original(*args))[1])
+
+    count("added")
+    count("add_")
+    monkeypatch.setattr(sampler, "Offloader", partial(Offloader, copy_fn=clone, can_stream_fn=lambda device: True))
+    source = sampler.offload_transformer(model, BlockSwap(2, 2))
+    source.load("cpu")
+    with torch.no_grad(), attach(model, [use]):
+        model(**inputs, source=source)
+    assert set(calls) == {"add_"}
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_a_turn_that_fails_gives_the_loan_back(save: Save, prefetch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, use, inputs = tiny_transformer().requires_grad_(False), read(save), transformer_inputs(**LONG)
+    source = Offloader(
+        model, model.blocks, 2, BlockSwap(2, 2, prefetch), clone, lambda _: prefetch > 0, on_loan_fn=on_loan
+    )
+    with torch.no_grad(), attach(model, [use]):
+        resident = model(**inputs)
+        source.load("cpu")
+        with monkeypatch.context() as patch:
+            patch.setattr(LinearAdapter, "with_bias", fail_with_no_memory)
+            with pytest.raises(torch.OutOfMemoryError):
+                model(**inputs, source=source)
+        assert all(getattr(module, "loan", None) is None for module in model.modules())
+        assert torch.equal(model(**inputs, source=source), resident)
         source.go_home()
         assert torch.equal(model(**inputs), resident)
 

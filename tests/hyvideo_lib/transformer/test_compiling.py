@@ -19,6 +19,7 @@ from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.quant import install, quantize_fp8, use_product
 from hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, chunks, compiling, pieces
 from hyvideo_lib.transformer.compile_config import SCOPES
+from hyvideo_lib.transformer.loan import on_loan
 
 TRACED = CompileConfig("eager")
 """Traces and guards as any backend, and makes no kernels: what is counted is the same."""
@@ -108,8 +109,15 @@ def in_fp8(plain: HunyuanVideoTransformer) -> HunyuanVideoTransformer:
 
 def streamed(model: HunyuanVideoTransformer) -> Offloader:
     """All of its blocks in RAM, copied into two slots in turn."""
-    aside = model.modulations
-    source = Offloader(model, model.blocks, 2, BlockSwap(2, 2), lambda tensor, _: tensor.clone(), aside=aside)
+    source = Offloader(
+        model,
+        model.blocks,
+        2,
+        BlockSwap(2, 2),
+        lambda tensor, _: tensor.clone(),
+        aside=model.modulations,
+        on_loan_fn=on_loan,
+    )
     source.load("cpu", 0)
     assert source.num_swapped == 4
     return source
