@@ -25,11 +25,24 @@ def _system_free() -> int | None:
         return int(import_module("psutil").virtual_memory().available)
     except ImportError:
         pass
+    return _told("MemAvailable")
+
+
+def free_swap_bytes() -> int:
+    """Bytes that the system can still move from RAM to disk, as far as it says."""
+    try:
+        return int(import_module("psutil").swap_memory().free)
+    except ImportError:
+        return _told("SwapFree") or 0
+
+
+def _told(name: str) -> int | None:
+    """Bytes that Linux gives under this name."""
     try:
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _group_free() -> int | None:

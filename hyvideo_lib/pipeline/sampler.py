@@ -10,17 +10,20 @@ from torch import Tensor
 
 from ..attention import PLAIN, Attention, Problem, choose_attention
 from ..caches import CacheConfig, StepCache
-from ..geometry import SPATIAL_COMPRESSION
+from ..errors import OutOfMemory
+from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..host import Host
 from ..lora import LoraUse, attach
 from ..memory import BlockSwap, Offloader
+from ..memory.machine import gib
 from ..memory.memo import KEPT
 from ..memory.plan import with_reserve
+from ..memory.ram import free_ram_bytes, free_swap_bytes
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
 from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
 from ..transformer.loan import on_loan
-from .ladder import Ladder
+from .ladder import Ladder, guide_in_turn
 from .working import SampleWork
 
 
@@ -129,13 +132,33 @@ class SampleRun:
     def fitted(self, latent_shape: tuple[int, int, int], room: int | None) -> tuple[SampleRun, int]:
         """The same run, its blocks as lean as the device asks for, for latents of (T, H, W); and what it takes there.
 
-        room: bytes of the device for weights and work together; None is without bound, and then nothing is counted. See
-        `SampleWork.fitted`. The bytes are those beside the weights, with what should be kept free.
+        room: bytes of the device for weights and work together; None is without bound, and then nothing is counted,
+        but on a CPU what would take much of the free RAM. See `SampleWork.fitted`. The bytes are those beside the
+        weights, with what should be kept free. Raises OutOfMemory for what RAM cannot hold.
         """
         if room is None:
-            return self, 0
+            return self._in_ram(latent_shape), 0
         lean, work = self._work(latent_shape).fitted(room)
         return replace(self, lean=lean), with_reserve(work)
+
+    def _in_ram(self, latent_shape: tuple[int, int, int]) -> SampleRun:
+        """The same run as lean as free RAM asks for. A system that has none left ends the process without a word."""
+        work = self._work(latent_shape)
+        if self.host.device.type != "cpu" or work.is_small:
+            return self
+        free = free_ram_bytes() or 0
+        in_turn = guide_in_turn(self)
+        for run in (self, in_turn[0]) if in_turn else (self,):
+            lean, num_bytes = replace(work, guidance=run.guidance).fitted(free)
+            if num_bytes <= free + free_swap_bytes():
+                return replace(run, lean=lean)
+        frames, height, width = latent_shape
+        raise OutOfMemory(
+            f"Sampling {pixel_frames(frames)} frames of {SPATIAL_COMPRESSION * width} x {SPATIAL_COMPRESSION * height} "
+            f"takes {gib(num_bytes)} of RAM beside the weights in the form that takes least, and {gib(free)} are free. "
+            "Make the video smaller or shorter (width, height, frames), or close other programs; `hyvideo plan` says "
+            "what fits."
+        )
 
     def attending(self, name: str, latent_shape: tuple[int, int, int]) -> SampleRun:
         """The same run with the attention of that name; "auto" may time some, so the device should be ready.

@@ -217,6 +217,8 @@ class SampleStage:
             free = free_device_bytes(self._host.device) or 0
             run, working = run.fitted(latent_shape, free + self._offloader.loaded_bytes)
             budget = max(0, free + self._offloader.loaded_bytes - working)
+        else:
+            run, _ = run.fitted(latent_shape, None)
         if settled:
             run = replace(run, lean=settled.lean, guidance=replace(run.guidance, batched=settled.batched))
             budget = settled.weights if budget is None else min(budget, settled.weights)

@@ -11,8 +11,10 @@ def test_the_system_says_how_much_is_free(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "psutil", None)  # as if it were not installed
     monkeypatch.setattr(ram, "MEMINFO", tmp_path / "meminfo")
     assert ram.free_ram_bytes() is None
-    ram.MEMINFO.write_text("MemTotal: 100 kB\nMemAvailable:    24 kB\n")
+    assert ram.free_swap_bytes() == 0
+    ram.MEMINFO.write_text("MemTotal: 100 kB\nMemAvailable:    24 kB\nSwapFree: 7 kB\n")
     assert ram.free_ram_bytes() == 24 * 1024
+    assert ram.free_swap_bytes() == 7 * 1024
 
 
 def test_a_container_with_less_memory_than_its_machine_is_believed(monkeypatch, tmp_path):

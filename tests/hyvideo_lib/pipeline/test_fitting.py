@@ -8,8 +8,10 @@ import pytest
 import torch
 from tiny import TRANSFORMER, relative_error, tiny_transformer
 
+from hyvideo_lib.errors import OutOfMemory
 from hyvideo_lib.host import HeadlessHost
-from hyvideo_lib.pipeline import Files, GenerateRequest, SampleRun, generate, offload_transformer
+from hyvideo_lib.pipeline import Files, GenerateRequest, SampleRun, generate, offload_transformer, sampler, working
+from hyvideo_lib.pipeline.working import SampleWork
 from hyvideo_lib.sampling import GuidanceConfig, make_sigmas
 from hyvideo_lib.text import TextEmbeds
 from hyvideo_lib.transformer import HunyuanVideoTransformer, LeanConfig
@@ -36,6 +38,12 @@ def _small_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lean_in(run: SampleRun, room: int | None) -> LeanConfig:
     return run.fitted(SHAPE, room)[0].lean
+
+
+def set_ram(monkeypatch: pytest.MonkeyPatch, free: int | None, swap: int = 0) -> None:
+    for module in (working, sampler):
+        monkeypatch.setattr(module, "free_ram_bytes", lambda: free)
+    monkeypatch.setattr(sampler, "free_swap_bytes", lambda: swap)
 
 
 def test_without_a_bound_a_run_stays_as_it_is(run: SampleRun) -> None:
@@ -77,6 +85,43 @@ def test_a_run_on_little_memory_makes_the_same_video(run: SampleRun) -> None:
     start = torch.zeros(1, TRANSFORMER.out_channels, 3, 8, 8)
     made = run.make(start, 0)
     assert relative_error(run.fitted((3, 8, 8), 0)[0].make(start, 0), made) <= 1e-5
+
+
+def test_on_a_cpu_a_run_that_takes_much_of_the_ram_is_as_lean_as_it_must_be(run: SampleRun, monkeypatch) -> None:
+    assert run.source
+    enough = run.source.num_bytes + run.working_bytes(SHAPE)
+    for free, lean in ((1000 * enough, LeanConfig()), (enough, LeanConfig()), (enough - 1, LeanConfig(2))):
+        set_ram(monkeypatch, free)
+        assert lean_in(run, None) == lean
+    set_ram(monkeypatch, None)
+    assert lean_in(run, None) == LeanConfig()
+    set_ram(monkeypatch, 1000 * enough)
+    monkeypatch.setattr(SampleWork, "fitted", None)  # what is small is not even counted
+    assert lean_in(run, None) == LeanConfig()
+
+
+def test_on_a_cpu_both_passes_of_cfg_go_in_turn_where_they_must(run: SampleRun, monkeypatch) -> None:
+    in_turn = GuidanceConfig(cfg_scale=3.0, batched=False)
+    least = replace(run, guidance=in_turn, lean=LeanConfig(2, 256))._work(SHAPE).bytes_in(LeanConfig(2, 256))
+    set_ram(monkeypatch, least)
+    fitted, _ = replace(run, guidance=replace(in_turn, batched=True)).fitted(SHAPE, None)
+    assert fitted.guidance == in_turn
+    assert fitted.lean == LeanConfig(2, 256)
+
+
+def test_a_run_that_ram_cannot_hold_is_refused_before_it_ends_the_process(run: SampleRun, monkeypatch) -> None:
+    least = run._work(SHAPE).bytes_in(LeanConfig(2, 256))
+    set_ram(monkeypatch, least - 1, swap=1)
+    assert lean_in(run, None) == LeanConfig(2, 256)
+    set_ram(monkeypatch, least - 1)
+    with pytest.raises(OutOfMemory, match=r"Sampling 9 frames of 512 x 512 takes .* of RAM .* smaller or shorter"):
+        run.fitted(SHAPE, None)
+
+
+def test_a_request_that_ram_cannot_hold_is_refused(tiny_files, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_ram(monkeypatch, 2**20)
+    with pytest.raises(OutOfMemory, match="5 frames of 320 x 320"):
+        generate(GenerateRequest("a red circle", width=320, height=320, frames=5, steps=2), Files(**vars(tiny_files)))
 
 
 def test_a_stage_fits_its_runs_to_the_device(tiny_files, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
