@@ -183,7 +183,7 @@ def _not_safetensors(head: bytes, path: Path, file_size: int) -> Exception:
     if foreign:
         return foreign.error(f"{path.name} is {foreign.name}, not a safetensors file. {foreign.advice}")
     if file_size <= LENGTH_BYTES:
-        what = "is empty" if file_size == 0 else f"has only {file_size} bytes"
+        what = "is empty" if file_size == 0 else f"has only {file_size} byte{'s' * (file_size > 1)}"
         return FileTruncated(f"{path.name} {what}; a safetensors file has a header first. Download or copy it again.")
     if not any(head):
         return FileTruncated(f"{path.name} begins with zeros: its download never finished. Download it again.")

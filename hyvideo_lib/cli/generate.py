@@ -170,10 +170,9 @@ def _generate(options: Namespace, console: Console) -> int:
     loras = check_loras(request.loras, reports["transformer"])
     check_cache(request.cache, reports["transformer"], request.width * request.height)
     precision.check_device(device, reports["transformer"])
+    swap = swap_options(options)
     console.note(f"Seed {request.seed}")
-    renderer = Renderer(
-        files, precision, device, console, options.force, loras, swap_options(options), options.measure_ratios
-    )
+    renderer = Renderer(files, precision, device, console, options.force, loras, swap, options.measure_ratios)
     return renderer.render(tasks, start.latents, start.video)
 
 

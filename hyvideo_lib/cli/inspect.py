@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HyvError
+from ..errors import FileUnreadable, HyvError
 from .arguments import Parser
 from .report import Console, describe
 
@@ -56,6 +56,8 @@ def _inspect(path: Path) -> tuple[dict[str, Any], str]:
         settings = read_settings(path)
         entry = {"path": str(path), "file_size": path.stat().st_size, "kind": "video", "settings": settings}
         return entry, _video_text(path, settings)
+    if path.suffix.lower() == ".mp4":
+        raise FileUnreadable(f"{path.name} is called an mp4 but does not begin as one. Copy or make it again.")
     report = inspect_file(path)
     return report.to_dict(), _model_text(report)
 

@@ -49,3 +49,9 @@ def test_a_truncated_video_is_told(generate, hyvideo):
     for name in ("short.mp4", "head.mp4"):
         answer = hyvideo("inspect", name)
         assert (answer.code, answer.error) == (2, "file_truncated"), name
+
+
+def test_what_is_only_called_a_video_is_told(hyvideo):
+    Path("none.mp4").write_bytes(b"x")
+    answer = hyvideo("inspect", "none.mp4")
+    assert (answer.code, answer.error) == (2, "file_unreadable")
