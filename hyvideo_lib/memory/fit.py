@@ -12,7 +12,7 @@ from ..geometry import align_up
 
 Tile = tuple[int, int]
 """Side in pixels, and frames."""
-SIZES = (1024, 896, 768, 640, 576, 512, 448, 384, 320, 256, 224, 192, 160, 128)
+SIZES = tuple(range(1024, 96, -32))
 """Sides of tiles in pixels, largest first."""
 LENGTHS = (128, 96, 80, 64, 48, 32, 16)
 """Frames of tiles."""

@@ -6,6 +6,7 @@ the next smaller tiles, and is what a run that began with those would have made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ import torch
 
 from ..checkpoint.blueprint import build_meta_vae
 from ..errors import InvalidTiles, OutOfMemory
-from ..geometry import TEMPORAL_COMPRESSION
+from ..geometry import TEMPORAL_COMPRESSION, align_up
 from ..memory.estimate import vae_bytes
 from ..memory.fit import Tile, candidate_tiles, first_fitting
 from ..memory.machine import gib
@@ -27,6 +28,8 @@ from ..vae import CausalVideoVAE, Tiles, TinyVAE, TinyVAEConfig, VAEConfig
 from .dry_run import decode_work, encode_work, least_work
 
 FIT, FIT_SHARED = "fit", "fit, shared norms"
+FADE = round(Tiles.size * Tiles.overlap)
+"""Pixels over which the reference's tiles fade into each other."""
 TilesChoice = Tiles | str | None
 """Tiles, FIT for the largest that fit (FIT_SHARED: with shared norms), or None for no cuts."""
 Result = TypeVar("Result")
@@ -136,12 +139,12 @@ class VAEWork:
             return like
         if self._fits(None, free):
             return None
-        tiles = self._candidates()
-        smallest = _tiles(min(tiles), like)
+        tiles = self._candidates(like)
+        smallest = self._tiles(min(tiles), like)
         if not self._fits(smallest, free):
             return smallest
-        found = first_fitting(tiles, lambda tile: self._fits(_tiles(tile, like), free))
-        return _tiles(found, like) if found else smallest
+        found = first_fitting(tiles, lambda tile: self._fits(self._tiles(tile, like), free))
+        return self._tiles(found, like) if found else smallest
 
     def smaller(self, tiles: Tiles | None, free: int | None = None) -> Tiles | None:
         """The next smaller tiles, whose work takes at most half, and fits if anything does; None after the smallest.
@@ -151,20 +154,37 @@ class VAEWork:
         if self.frames_at_once:
             return None
         like, before = tiles or Tiles(), self.num_bytes(tiles)
-        candidates = self._candidates()
+        candidates = self._candidates(like)
 
         def is_less(tile: Tile) -> bool:
-            tiles = _tiles(tile, like)
+            tiles = self._tiles(tile, like)
             if self._least(tiles) > before // 2 or not (free is None or self._fits(tiles, free)):
                 return False
             return self.num_bytes(tiles) <= before // 2
 
-        found = _tiles(first_fitting(candidates, is_less) or min(candidates), like)
+        found = self._tiles(first_fitting(candidates, is_less) or min(candidates), like)
         return found if self.num_bytes(found) < before else None
 
-    def _candidates(self) -> list[Tile]:
+    def _candidates(self, like: Tiles) -> list[Tile]:
         """Those with the least to compute first; where that is equal, the fewest."""
-        return sorted(candidate_tiles(*self.video), key=lambda tile: Tiles(*tile).cost(*self.video))
+        return sorted(candidate_tiles(*self.video), key=lambda tile: self._tiles(tile, like).cost(*self.video))
+
+    def _tiles(self, tile: Tile, like: Tiles) -> Tiles:
+        """Tiles of that size and length, otherwise like others.
+
+        An overlap as the reference's means its pixels: joins fade over as many in larger tiles, where time is not cut.
+        """
+        size, length = tile
+        overlap = like.overlap
+        if overlap in (Tiles.overlap, FADE / like.size):
+            overlap = Tiles.overlap
+            if size * overlap > FADE and size < max(self.height, self.width) and length >= self.frames:
+                overlap = FADE / size
+                length = align_up(length, TEMPORAL_COMPRESSION * (size // math.gcd(size, FADE)))
+        try:
+            return Tiles(size, length, overlap, like.shared_norms)
+        except InvalidTiles:  # no whole number of latents
+            return Tiles(size, length, shared_norms=like.shared_norms)
 
     def _fits(self, tiles: Tiles | None, free: int) -> bool:
         """Counted only where it is not plain that they take more."""
@@ -211,11 +231,3 @@ class VAEWork:
                 f" with an overlap of {following.overlap:g}, which may show more seams."
             )
             tiles = following
-
-
-def _tiles(tile: Tile, like: Tiles) -> Tiles:
-    """Tiles of that size and length, otherwise like others, where their overlap goes with it."""
-    try:
-        return Tiles(*tile, like.overlap, like.shared_norms)
-    except InvalidTiles:
-        return Tiles(*tile, shared_norms=like.shared_norms)

@@ -44,7 +44,7 @@ class Tiles:
         ):
             latents = value // unit
             shared = latents * self.overlap
-            if value < unit or value % unit or abs(shared - round(shared)) > 1e-6:
+            if value < unit or value % unit or abs(shared - round(shared)) > 1e-3:
                 raise InvalidTiles(
                     f"tile {name} is {value}, but with an overlap of {self.overlap} it must be a multiple of {unit} "
                     f"whose {self.overlap:.0%} is one too, or the joined video would have the wrong length. "

@@ -188,6 +188,14 @@ def test_the_seams_are_measured_with_every_kind_of_statistics() -> None:
     assert all(-50 < row[where] < 100 for row in rows for where in ("psnr_joins", "psnr_elsewhere"))
 
 
+def test_a_seam_is_a_steep_error() -> None:
+    wanted, mask = torch.zeros(1, 3, 1, 4, 6), torch.zeros(4, 6, dtype=torch.bool)
+    mask[:, 2:4] = True
+    found = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]).expand_as(wanted)
+    assert vae_seams.slope(found, wanted, mask) == 0.25  # one of two steps, in halves of the range
+    assert vae_seams.slope(found, wanted, ~mask) == 0
+
+
 def test_joins_are_where_tiles_overlap() -> None:
     mask = vae_seams.joins(Tiles(32, 64), 56, 24)
     assert mask[:, 0].tolist() == [24 <= y < 32 or 48 <= y < 56 for y in range(56)]

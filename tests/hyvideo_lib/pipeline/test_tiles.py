@@ -96,6 +96,26 @@ def test_an_overlap_is_kept_where_it_goes():
     assert HD.smaller(Tiles(400, 80, 0.2)).overlap == 0.25
 
 
+@pytest.mark.parametrize("gib", [6, 8, 12, 16, 24])
+@pytest.mark.parametrize("size", [(720, 1280), (544, 960), (480, 848)])
+def test_what_fits_fades_over_as_many_pixels_as_the_reference_or_as_large_a_part(size, gib):
+    """More of them would be computed twice for nothing, fewer would show."""
+    work = replace(HD, height=size[0], width=size[1])
+    found = work.choose(FIT, gib * 2**30)
+    is_cut_in_time = found.frames < work.frames
+    fade = found.size * found.overlap
+    assert fade == pytest.approx(found.size * 0.25 if is_cut_in_time else min(64, found.size * 0.25))
+    assert (found.space.shared, found.time.shared) == (fade / 8, found.frames / 4 * found.overlap)
+
+
+def test_smaller_ones_fade_so_too():
+    wide = HD.choose(FIT, 24 * 2**30)
+    assert wide.overlap < 0.25
+    smaller = HD.smaller(wide)
+    assert smaller.size * smaller.overlap == min(64, 0.25 * smaller.size)
+    assert HD.smaller(Tiles(512, 144, 0.5)).overlap == 0.5
+
+
 def test_shared_norms_are_kept():
     assert HD.choose(FIT_SHARED, 2**32).shared_norms
     assert HD.choose(FIT_SHARED, None) == Tiles(shared_norms=True)

@@ -101,6 +101,11 @@ def test_other_tiles_are_refused_with_their_value(wrong: dict, said: str) -> Non
         Tiles(**wrong)
 
 
+def test_an_overlap_may_be_given_as_it_is_printed() -> None:
+    assert f"{64 / 448:g}" == "0.142857"
+    assert Tiles(448, 168, 0.142857).space == Tiles(448, 168, 64 / 448).space
+
+
 # Lengths, coverage, and what the blend does to values that agree
 
 
