@@ -123,6 +123,7 @@ class Sampler(io.ComfyNode):
             model.offloader,
             model.loras,
             cache,
+            backend=model.attention,
             compiling=model.compiling,
         )
         run, working = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
@@ -131,7 +132,7 @@ class Sampler(io.ComfyNode):
         before = model.offloader.traffic
         with measured(host.device) as log:
             comfy_host.load(model.managed, working_bytes=working)
-            run = run.attending(model.attention, given.shape[2:])
+            run = run.attending(given.shape[2:])
             ladder = Ladder(run)
             videos = [
                 run.make(given[i : i + 1], seed, masks and masks[i], caches[i], ladder) for i, seed in enumerate(seeds)

@@ -18,7 +18,7 @@ class Backend:
     load_fn: imports what the kernel comes from and returns it; raises ModuleNotFoundError where that is not installed.
     install: how to get it, in a sentence. is_exact: it rounds as PyTorch's own does; others compute in 8 bits and are
     never chosen unless they are named. package: the module that says whether it is installed; another that is missing
-    is one that it needs.
+    is one that it needs. extra: bytes that the kernel holds at most beside q, k, v and its result, as a share of q's.
     """
 
     name: str
@@ -26,3 +26,4 @@ class Backend:
     install: str
     is_exact: bool = True
     package: str = ""
+    extra: float = 0.0

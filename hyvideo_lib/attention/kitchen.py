@@ -23,4 +23,5 @@ KITCHEN = Backend(
     "Install or renew it with: pip install -U comfy-kitchen.",
     is_exact=False,
     package="comfy_kitchen",
+    extra=2.0,  # as SageAttention's: not measured
 )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..attention import AUTO, BACKENDS, Kernel, attend
+from ..attention.sdpa import sdpa
 from ..geometry import latent_shape
 from ..memory.dry_run import AllocationCounter, count_peak
 from ..transformer import HunyuanVideoTransformer, LeanConfig
@@ -41,11 +44,12 @@ def transformer_work(
     text_tokens: int,
     batch: int = 1,
     lean: LeanConfig = LeanConfig(),  # noqa: B008 (frozen)
+    attention: str = AUTO,
 ) -> int:
     """Working bytes of one forward for latents of (T, H, W), the modulating vectors left out. The model stays as it is.
 
     Weights that are cast when they are used, and the largest of what comes of it, are counted. So is what LoRAs
-    take that are attached, but for their own matrices.
+    take that are attached, but for their own matrices. attention: the backend that is asked for.
     """
     config, dtype = model.config, model.compute_dtype
     weights = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
@@ -58,11 +62,24 @@ def transformer_work(
         "guidance": 1.0,
         "source": _FirstBlocks(dtype),
         "lean": lean,
+        "attend_fn": partial(attend, kernel=_holding(BACKENDS[attention].extra)) if attention in BACKENDS else attend,
     }
     for layer in model.modules():
         for adapter in getattr(layer, "adapters", ()):
             adapter.place(torch.device("meta"), dtype)
     return count_peak(lambda: functional_call(model, weights, kwargs=inputs))
+
+
+def _holding(extra: float) -> Kernel:
+    """A kernel that holds so much beside q, k, v and its result, as a share of q."""
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        held = q.new_empty(round(extra * q.nbytes), dtype=torch.uint8)
+        out = sdpa(q, k, v)
+        del held
+        return out
+
+    return kernel
 
 
 def _num_adapters(block: nn.Module) -> int:

@@ -111,7 +111,9 @@ def plan_run(
         config = model.config
         sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
         request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
-    sample, work = _plan_sample(request, model, is_mapped(files.transformer, precision), machine, swap)
+    sample, work = _plan_sample(
+        request, model, precision.attention, is_mapped(files.transformer, precision), machine, swap
+    )
     stages = (
         _plan_text(files, precision, machine),
         sample,
@@ -148,7 +150,12 @@ def plan_run(
 
 
 def _plan_sample(
-    request: GenerateRequest, model: HunyuanVideoTransformer, is_mapped: bool, machine: Machine, swap: BlockSwap
+    request: GenerateRequest,
+    model: HunyuanVideoTransformer,
+    attention: str,
+    is_mapped: bool,
+    machine: Machine,
+    swap: BlockSwap,
 ) -> tuple[StagePlan, SampleWork]:
     """model: on the meta device. is_mapped: whether its weights stay in their file."""
     offloader = offload_transformer(model, swap)
@@ -161,6 +168,7 @@ def _plan_sample(
         request.guidance,
         request.cache,
         load_loras(request.loras, model.config) if request.loras else (),
+        attention,
     )
     weights = weights_of(offloader, len(model.double_blocks), is_mapped)
     ways = _sample_ways(request, work, machine.gpu_free)

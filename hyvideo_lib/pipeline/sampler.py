@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..attention import PLAIN, Attention, Problem, choose_attention
+from ..attention import AUTO, PLAIN, Attention, Problem, choose_attention
 from ..caches import CacheConfig, StepCache
 from ..errors import OutOfMemory
 from ..geometry import SPATIAL_COMPRESSION, pixel_frames
@@ -103,9 +103,9 @@ class SampleRun:
     positive, negative: the encoded prompts; negative may be None without classifier-free guidance. sigmas: [steps + 1].
     scaling: what the VAE's latents are multiplied by for the transformer. source: where the transformer's weights come
     from; None if all are in place. loras: act on the transformer while a video is made. cache: skips passes; None
-    computes all. lean: how far the blocks' working memory is cut down. attention: the backend that runs.
-    compiling: how the blocks are compiled; None leaves them as they are. rungs: what was done when memory ran
-    out, in words; `make` adds to it.
+    computes all. lean: how far the blocks' working memory is cut down. backend: the attention that is asked for;
+    attention: the one that runs, see `attending`. compiling: how the blocks are compiled; None leaves them as they are.
+    rungs: what was done when memory ran out, in words; `make` adds to it.
     """
 
     model: HunyuanVideoTransformer
@@ -121,6 +121,7 @@ class SampleRun:
     loras: tuple[LoraUse, ...] = ()
     cache: CacheConfig | None = None
     lean: LeanConfig = field(default_factory=LeanConfig)
+    backend: str = AUTO
     attention: Attention = PLAIN
     compiling: CompileConfig | None = None
     rungs: list[str] = field(default_factory=list)
@@ -160,14 +161,14 @@ class SampleRun:
             "what fits."
         )
 
-    def attending(self, name: str, latent_shape: tuple[int, int, int]) -> SampleRun:
-        """The same run with the attention of that name; "auto" may time some, so the device should be ready.
+    def attending(self, latent_shape: tuple[int, int, int]) -> SampleRun:
+        """The same run with the attention that is asked for; "auto" may time some, so the device should be ready.
 
         Raises InvalidSetting, MissingPackage for one that cannot run.
         """
         config, device, dtype = self.config, self.host.device, self.model.compute_dtype
         problem = Problem(device, dtype, config.head_dim, config.num_heads, self._work(latent_shape).tokens)
-        return replace(self, attention=choose_attention(name, problem))
+        return replace(self, attention=choose_attention(self.backend, problem))
 
     def working_bytes(self, latent_shape: tuple[int, int, int]) -> int:
         """What the run takes beside the weights, for latents of (T, H, W), with what should be kept free."""
@@ -177,7 +178,15 @@ class SampleRun:
         texts = [text.text_embeds.shape[1] for text in (self.positive, self.negative) if text is not None]
         steps = len(self.sigmas) - 1
         return SampleWork(
-            self.model, self.source, latent_shape, max(texts), steps, self.guidance, self.cache, self.loras
+            self.model,
+            self.source,
+            latent_shape,
+            max(texts),
+            steps,
+            self.guidance,
+            self.cache,
+            self.loras,
+            self.backend,
         )
 
     def start_cache(self, latent_shape: tuple[int, int, int]) -> StepCache | None:

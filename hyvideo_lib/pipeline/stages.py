@@ -185,13 +185,14 @@ class SampleStage:
                 self._offloader,
                 self._read_loras(request.loras),
                 request.cache,
+                backend=self._attention,
                 compiling=self._compiling,
             )
             step_cache = step_cache or run.start_cache(request.latent_shape)
             before = self._offloader.traffic
             try:
                 run = self._load(run, request.latent_shape, self._settled.get(_needs(request)))
-                run = run.attending(self._attention, request.latent_shape)
+                run = run.attending(request.latent_shape)
                 self.attention = run.attention.name
                 logger.info("attention by %s", self.attention)
                 ladder = Ladder(run)

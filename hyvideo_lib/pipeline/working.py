@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..attention import AUTO
 from ..caches import CacheConfig
 from ..geometry import align_up
 from ..lora import LoraUse, attach, lora_bytes
@@ -31,7 +32,7 @@ class SampleWork:
     """Of sampling latents of (T, H, W) with a text of so many tokens, padding included.
 
     model: with weights anywhere, also without numbers. source: where they come from; None if all are in place.
-    steps: of the schedule.
+    steps: of the schedule. attention: the backend that is asked for.
     """
 
     model: HunyuanVideoTransformer
@@ -42,6 +43,7 @@ class SampleWork:
     guidance: GuidanceConfig
     cache: CacheConfig | None = None
     loras: tuple[LoraUse, ...] = ()
+    attention: str = AUTO
 
     @property
     def image_tokens(self) -> int:
@@ -81,7 +83,7 @@ class SampleWork:
 
     def _bytes_in(self, lean: LeanConfig) -> int:
         batch = 2 if self.guidance.uses_cfg and self.guidance.batched else 1
-        work = transformer_work(self.model, self.latent_shape, self.text_tokens, batch, lean)
+        work = transformer_work(self.model, self.latent_shape, self.text_tokens, batch, lean, self.attention)
         return work + sum(self._beside())
 
     def _beside(self) -> Iterator[int]:

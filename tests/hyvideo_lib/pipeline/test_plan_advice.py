@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+from hyvideo_lib.attention import AUTO
 from hyvideo_lib.caches import CacheConfig
 from hyvideo_lib.checkpoint import load_vae
 from hyvideo_lib.demo import assets
@@ -36,7 +37,7 @@ def sketch(storage: str | None = None) -> HunyuanVideoTransformer:
 
 
 def advise(machine: Machine, swap: BlockSwap, request: GenerateRequest = REQUEST, is_mapped: bool = True) -> list[str]:
-    stage, work = _plan_sample(request, sketch(), is_mapped, machine, swap)
+    stage, work = _plan_sample(request, sketch(), AUTO, is_mapped, machine, swap)
     assert not stage.fits
     slim = sketch("float8_e4m3fn")
     narrow = replace(work, model=slim, source=offload_transformer(slim, swap))
@@ -44,7 +45,7 @@ def advise(machine: Machine, swap: BlockSwap, request: GenerateRequest = REQUEST
 
 
 def needed(swap: BlockSwap) -> int:
-    stage, _ = _plan_sample(REQUEST, sketch(), True, Machine(0), swap)
+    stage, _ = _plan_sample(REQUEST, sketch(), AUTO, True, Machine(0), swap)
     return stage.device_short
 
 
