@@ -286,6 +286,19 @@ def test_streamed_blocks_give_the_bits_of_resident_ones(save: Save, prefetch: in
         assert torch.equal(model(**inputs), resident)
 
 
+def test_slots_are_written_to_in_the_mode_that_comfyui_runs_nodes_in(save: Save) -> None:
+    """The thread that fills them again is in no such mode."""
+    model, use, inputs = tiny_transformer().requires_grad_(False), read(save), transformer_inputs(**LONG)
+    source = Offloader(model, model.blocks, 2, BlockSwap(2, 2), clone, lambda _: True, on_loan_fn=on_loan)
+    with torch.no_grad(), attach(model, [use]):
+        resident = model(**inputs)
+    with torch.inference_mode(), attach(model, [use]):
+        source.load("cpu")
+        for _ in range(2):
+            assert torch.equal(model(**inputs, source=source), resident)
+        source.go_home()
+
+
 def test_a_run_writes_into_the_slots_of_swapped_blocks(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = tiny_transformer().requires_grad_(False), transformer_inputs(**LONG)
     use = replace(read(save), blocks=BlockChoice(other=False))
