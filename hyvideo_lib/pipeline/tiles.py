@@ -21,7 +21,7 @@ from ..memory.estimate import vae_bytes
 from ..memory.fit import Tile, candidate_tiles, first_fitting
 from ..memory.machine import gib
 from ..memory.plan import with_reserve
-from ..memory.ram import free_ram_bytes
+from ..memory.ram import free_ram_bytes, free_swap_bytes
 from ..memory.vram import free_device_bytes
 from ..shortage import is_out_of_memory, reason_of, release
 from ..vae import CausalVideoVAE, Tiles, TinyVAE, TinyVAEConfig, VAEConfig
@@ -194,6 +194,14 @@ class VAEWork:
         assert isinstance(self.config, VAEConfig)
         return least_work(self.config, self.dtype, self.video, tiles, self.is_encoding, self.is_cpu)
 
+    def _check_ram(self, tiles: Tiles | None) -> None:
+        """Raises OutOfMemory for what RAM cannot hold. A system that has none left ends the process without a word."""
+        free = free_ram_bytes() if self.is_cpu else None
+        if free is not None and isinstance(self.config, VAEConfig):
+            least = self._least(tiles)
+            if least > free + free_swap_bytes():
+                raise OutOfMemory(f"{gib(least)} at least, and {gib(free)} of RAM are free")
+
     def run(
         self,
         attempt: Callable[[Tiles | None], Result],
@@ -206,11 +214,13 @@ class VAEWork:
     ) -> Result:
         """attempt(tiles), or when memory runs out in it attempt(smaller ones), until the smallest there are.
 
-        doing, advice: words for the messages. tell: hears of every step down. clean: gives back what a failed attempt
-        had. Raises OutOfMemory with numbers, and whatever else attempt raises.
+        What RAM cannot hold is not tried where the VAE works there. doing, advice: words for the messages. tell: hears
+        of every step down. clean: gives back what a failed attempt had. Raises OutOfMemory with numbers, and whatever
+        else attempt raises.
         """
         while True:
             try:
+                self._check_ram(tiles)
                 return attempt(tiles)
             except (MemoryError, RuntimeError, OutOfMemory) as error:
                 if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):

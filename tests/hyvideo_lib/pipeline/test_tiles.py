@@ -181,7 +181,7 @@ def run(stage, wanted, monkeypatch):
     """run(verb, {attempt: call that fails}) -> (result, notices)."""
     monkeypatch.setattr(fit, "SIZES", (64, 32))
     monkeypatch.setattr(fit, "LENGTHS", (16,))
-    monkeypatch.setattr(tiles, "free_ram_bytes", lambda: None)
+    monkeypatch.setattr(tiles, "free_ram_bytes", lambda: None)  # a test may say otherwise
 
     def run(verb: str, at: dict[int, int]):
         stage.failures.at, stage.failures.attempt, stage.failures.calls, stage.failures.seen = at, 0, 0, []
@@ -235,6 +235,24 @@ def test_the_last_failure_is_told_with_numbers_and_leaves_nothing_behind(call, r
     assert "GiB beside the VAE's 0.00 GiB; an unknown number of bytes are free now" in message
     assert "--width" in message
     assert stage.failures.alive == 0  # though the error is still here
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_what_ram_cannot_hold_is_not_tried(verb, run, stage, wanted, monkeypatch):
+    work = VAEWork.of(stage._vae, 37, 64, 64, torch.device("cpu"), verb == "encode")
+    monkeypatch.setattr(tiles, "free_ram_bytes", lambda: work._least(None) - 1)
+    monkeypatch.setattr(tiles, "free_swap_bytes", lambda: 0)
+    result, notices = run(verb, {})
+    assert torch.equal(result, wanted[verb][2])  # with a reserve nothing fits
+    assert "in one piece; it starts again in tiles of 32 pixels and 16 frames" in notices[0].message
+    monkeypatch.setattr(tiles, "free_swap_bytes", lambda: 1)
+    result, notices = run(verb, {})
+    assert torch.equal(result, wanted[verb][0])
+    assert not notices
+    monkeypatch.setattr(tiles, "free_ram_bytes", lambda: 1000)
+    with pytest.raises(OutOfMemory, match=r"\(0.00 GiB at least, and 0.00 GiB of RAM are free\) in tiles of 32 pixels"):
+        run(verb, {})
+    assert stage.failures.calls == 0
 
 
 def test_other_errors_are_no_reason_for_smaller_tiles(stage, monkeypatch):
