@@ -148,10 +148,10 @@ class SampleRun:
         if self.host.device.type != "cpu" or work.is_small:
             return self
         free = free_ram_bytes() or 0
-        in_turn = guide_in_turn(self)
-        for run in (self, in_turn[0]) if in_turn else (self,):
+        for run, words in filter(None, ((self, ""), guide_in_turn(self))):
             lean, num_bytes = replace(work, guidance=run.guidance).fitted(free)
             if num_bytes <= free + free_swap_bytes():
+                run.rungs.extend([words] if words else [])
                 return replace(run, lean=lean)
         frames, height, width = latent_shape
         raise OutOfMemory(

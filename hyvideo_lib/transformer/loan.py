@@ -17,30 +17,37 @@ if TYPE_CHECKING:
 
 
 class Loan:
-    """One turn of one layer: how each adapter acts in it, and on which rows of the weight it has acted."""
+    """One turn of one layer: which rows of its weight have which adapter's term in them, and by what it got there."""
 
     def __init__(self) -> None:
-        self._ways: dict[Adapter, Merging | None] = {}
         self._added: dict[Adapter, list[tuple[int, int]]] = {}
+        self._mergings: dict[Adapter, Merging] = {}
 
-    def merging(self, adapter: Adapter, tokens: int) -> Merging | None:
-        """What the adapter said when first asked in this turn: a row that has its term must not get it beside too."""
-        if adapter not in self._ways:
-            self._ways[adapter] = adapter.merging(tokens)
-        return self._ways[adapter]
+    def merging(self, adapter: Adapter, tokens: int, start: int, stop: int) -> Merging | None:
+        """What the adapter says; of rows that have its term in part, what brought it there: it must not go beside."""
+        if any(True for _ in self._spans(adapter, start, stop)):
+            return self._mergings[adapter]
+        return adapter.merging(tokens)
 
-    def lacking(self, adapter: Adapter, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    def lacking(self, adapter: Adapter, start: int, stop: int) -> list[tuple[int, int]]:
         """(first, last) of the parts of these rows that lack the adapter's term, in order."""
-        for low, high in sorted(self._added.get(adapter, ())):
-            if start < low < stop:
-                yield start, low
-            start = max(start, min(high, stop))
-        if start < stop:
-            yield start, stop
+        found = []
+        for low, high in self._spans(adapter, start, stop):
+            if start < low:
+                found.append((start, low))
+            start = high
+        return [*found, (start, stop)] if start < stop else found
 
-    def note(self, adapter: Adapter, start: int, stop: int) -> None:
+    def note(self, adapter: Adapter, merging: Merging, start: int, stop: int) -> None:
         """These rows of the weight have the adapter's term in them from now on."""
+        self._mergings[adapter] = merging
         self._added.setdefault(adapter, []).append((start, stop))
+
+    def _spans(self, adapter: Adapter, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Those that were noted and share rows with these, in order."""
+        for low, high in sorted(self._added.get(adapter, ())):
+            if low < stop and high > start:
+                yield low, high
 
 
 @contextmanager

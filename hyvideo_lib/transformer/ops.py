@@ -126,7 +126,7 @@ class Linear(nn.Linear):
         tokens = like.shape[-2] if like.ndim > 1 else 1
         for adapter in self.adapters:
             adapter.place(like.device, like.dtype)
-            merging = self._merging(adapter, tokens) if isinstance(weight, Tensor) else None
+            merging = self._merging(adapter, tokens, rows) if isinstance(weight, Tensor) else None
             if merging is None:
                 beside.append(adapter)
             else:
@@ -134,19 +134,24 @@ class Linear(nn.Linear):
                 bias = merging.with_bias(bias, rows)
         return ReadyLinear(self.product, weight, bias, tuple(beside), rows)
 
-    def _merging(self, adapter: Adapter, tokens: int) -> Merging | None:
-        return self.loan.merging(adapter, tokens) if self.loan else adapter.merging(tokens)
+    def _merging(self, adapter: Adapter, tokens: int, rows: slice) -> Merging | None:
+        if self.loan is None:
+            return adapter.merging(tokens)
+        start, stop, _ = rows.indices(self.out_features)
+        return self.loan.merging(adapter, tokens, start, stop)
 
     def _merge(self, adapter: Adapter, merging: Merging, weight: Tensor, rows: slice) -> Tensor:
         """The weight's rows with the term in them: where they lie if they are a copy or on loan, else in a copy."""
         is_own = self._rests_in(weight)
-        if is_own and self.loan is None:
+        if is_own and (
+            self.loan is None or self.product is not DENSE
+        ):  # others make what they multiply from the weight
             return merging.added(weight, rows)
         start, stop, _ = rows.indices(self.out_features)
-        for low, high in list(self.loan.lacking(adapter, start, stop)) if self.loan else [(start, stop)]:
+        for low, high in self.loan.lacking(adapter, start, stop) if self.loan else [(start, stop)]:
             merging.add_(weight[low - start : high - start], slice(low, high))
             if self.loan and is_own:
-                self.loan.note(adapter, low, high)
+                self.loan.note(adapter, merging, low, high)
         return weight
 
     def _rests_in(self, tensor: Tensor) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import TRANSFORMER, relative_error, tiny_transformer, transformer_inputs
 from tiny_lora import make_layers
 from torch import Tensor
@@ -28,7 +30,8 @@ from hyvideo_lib.memory.dry_run import AllocationCounter
 from hyvideo_lib.pipeline import sampler
 from hyvideo_lib.quant import PRODUCTS, plain_fp8_state_dict, quantize_fp8
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
-from hyvideo_lib.transformer.loan import on_loan
+from hyvideo_lib.transformer import LeanConfig
+from hyvideo_lib.transformer.loan import Loan, on_loan
 from hyvideo_lib.transformer.ops import Linear
 
 SIZE = LayerSize(out_features=48, in_features=32)
@@ -208,7 +211,16 @@ def test_on_loan_each_row_gets_each_term_once(updates: str) -> None:
     """In whatever parts the rows are asked for, and however often."""
     layer, x = layer_with(UPDATES[updates]), numbers(3 * ENOUGH, 32, seed=20)
     layer.adapters = (*layer.adapters, LinearAdapter(SIZE, [product(30)]))
-    parts = [slice(10, 20), slice(0, 14), slice(8, 30), slice(30, None), slice(5, 40), slice(None), slice(10, 20)]
+    parts = [
+        slice(40, 44),
+        slice(10, 20),
+        slice(0, 14),
+        slice(8, 30),
+        slice(30, None),
+        slice(5, 40),
+        slice(None),
+        slice(10, 20),
+    ]
     wanted = layer.ready(x).weight
     home = layer.weight.data.clone()
     with on_loan([layer]):
@@ -219,6 +231,25 @@ def test_on_loan_each_row_gets_each_term_once(updates: str) -> None:
     assert layer.loan is None
     layer.weight.data = home
     assert torch.equal(layer.ready(x).weight, wanted)
+
+
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)).map(sorted), max_size=12),
+    others=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)).map(sorted), max_size=3),
+)
+def test_the_account_of_a_turn_gives_every_row_once(parts: list[list[int]], others: list[list[int]]) -> None:
+    loan, adapter, other = Loan(), LinearAdapter(SIZE, []), LinearAdapter(SIZE, [])
+    counts = [0] * 20
+    for start, stop in others:
+        loan.note(other, other, start, stop)
+    for start, stop in parts:
+        for low, high in loan.lacking(adapter, start, stop):
+            assert start <= low < high <= stop
+            loan.note(adapter, adapter, low, high)
+            for row in range(low, high):
+                counts[row] += 1
+        assert counts[start:stop] == [1] * (stop - start)
+    assert max(counts) <= 1
 
 
 def test_on_loan_nothing_is_copied() -> None:
@@ -240,13 +271,34 @@ def test_on_loan_a_weight_of_parts_gets_each_term_once() -> None:
             assert relative_error(layer.ready(x, rows).weight, wanted[rows]) <= 1e-6
 
 
-def test_a_turn_that_began_with_the_term_beside_ends_so() -> None:
+def test_on_loan_a_term_goes_beside_but_to_rows_that_have_it() -> None:
+    """So what is swapped computes as what stays; both ways at once would count twice."""
     layer = layer_with(UPDATES["a product"])
-    few, many = torch.zeros(ENOUGH - 1, 32), torch.zeros(ENOUGH, 32)
+    few, many = numbers(ENOUGH - 1, 32, seed=20), numbers(ENOUGH, 32, seed=21)
+    wanted = [layer(x) for x in (few, many)]
     with on_loan([layer]):
-        assert [len(layer.ready(x).adapters) for x in (few, many)] == [1, 1]
+        for x, rows, is_beside in (
+            (few, slice(0, 30), True),
+            (many, slice(0, 10), False),
+            (few, slice(10, 30), True),
+            (few, slice(5, 20), False),
+            (few, slice(30, 48), True),
+            (many, slice(None), False),
+            (few, slice(None), False),
+        ):
+            ready = layer.ready(x, rows)
+            assert bool(ready.adapters) == is_beside
+            assert relative_error(ready(x), wanted[x is many][:, rows]) <= 1e-6
+
+
+def test_on_loan_products_in_8_bits_find_the_weight_as_it_came() -> None:
+    layer, x = layer_with(UPDATES["a product"]), numbers(ENOUGH, 32, seed=20)
+    layer.product = PRODUCTS["int8"]
+    home = layer.weight.data.clone()
     with on_loan([layer]):
-        assert [len(layer.ready(x).adapters) for x in (many, few)] == [0, 0]
+        assert not layer.ready(x, slice(0, 13)).adapters  # dense: no multiple of 8
+        assert torch.equal(layer.weight, home)
+        assert layer.ready(x, slice(0, 48)).adapters
 
 
 # In a model
@@ -267,23 +319,26 @@ def read(save: Save) -> LoraUse:
 @pytest.mark.parametrize("prefetch", [0, 1, 2])
 @pytest.mark.parametrize("storage", ["dense", "fp8"])
 @pytest.mark.parametrize("lent", [False, True], ids=["in a copy", "in the slot"])
-def test_streamed_blocks_give_the_bits_of_resident_ones(save: Save, prefetch: int, storage: str, lent: bool) -> None:
+@pytest.mark.parametrize("lean", [LeanConfig(), LeanConfig(2, 64)], ids=["all heads", "head by head"])
+def test_streamed_blocks_give_the_bits_of_resident_ones(
+    save: Save, prefetch: int, storage: str, lent: bool, lean: LeanConfig
+) -> None:
     """Through real slots, which are overwritten by other blocks: what is merged must not outlive its block."""
     model, use, inputs = tiny_transformer().requires_grad_(False), read(save), transformer_inputs(**LONG)
     if storage == "fp8":
         model.load_state_dict(plain_fp8_state_dict(model.state_dict()), assign=True)
         model.requires_grad_(False)
     with torch.no_grad(), attach(model, [use]):
-        resident = model(**inputs)
+        resident = model(**inputs, lean=lean)
         swap = BlockSwap(2, 2, prefetch)
         stream = (lambda device: True) if prefetch else can_stream
         source = Offloader(model, model.blocks, 2, swap, clone, stream, on_loan_fn=on_loan if lent else nullcontext)
         source.load("cpu")
         assert source.num_swapped == 4
         for _ in range(2):
-            assert torch.equal(model(**inputs, source=source), resident)
+            assert torch.equal(model(**inputs, lean=lean, source=source), resident)
         source.go_home()
-        assert torch.equal(model(**inputs), resident)
+        assert torch.equal(model(**inputs, lean=lean), resident)
 
 
 def test_slots_are_written_to_in_the_mode_that_comfyui_runs_nodes_in(save: Save) -> None:

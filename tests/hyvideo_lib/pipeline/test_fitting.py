@@ -106,6 +106,7 @@ def test_on_a_cpu_both_passes_of_cfg_go_in_turn_where_they_must(run: SampleRun, 
     set_ram(monkeypatch, least)
     fitted, _ = replace(run, guidance=replace(in_turn, batched=True)).fitted(SHAPE, None)
     assert fitted.guidance == in_turn
+    assert fitted.rungs == ["both passes of CFG in turn"]
     assert fitted.lean == LeanConfig(2, 256)
 
 
