@@ -32,7 +32,7 @@ def free_swap_bytes() -> int:
     """Bytes that the system can still move from RAM to disk, as far as it says."""
     try:
         return int(import_module("psutil").swap_memory().free)
-    except ImportError:
+    except (ImportError, OSError, RuntimeError):  # Windows without performance counters says the last
         return _told("SwapFree") or 0
 
 

@@ -145,9 +145,9 @@ class SampleRun:
     def _in_ram(self, latent_shape: tuple[int, int, int]) -> SampleRun:
         """The same run as lean as free RAM asks for. A system that has none left ends the process without a word."""
         work = self._work(latent_shape)
-        if self.host.device.type != "cpu" or work.is_small:
+        free = free_ram_bytes() if self.host.device.type == "cpu" else None
+        if free is None or work.is_small(free):
             return self
-        free = free_ram_bytes() or 0
         for run, words in filter(None, ((self, ""), guide_in_turn(self))):
             lean, num_bytes = replace(work, guidance=run.guidance).fitted(free)
             if num_bytes <= free + free_swap_bytes():

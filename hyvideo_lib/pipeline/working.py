@@ -12,7 +12,6 @@ from ..lora import LoraUse, attach, lora_bytes
 from ..memory import Offloader
 from ..memory.memo import KEPT
 from ..memory.plan import choose_way
-from ..memory.ram import free_ram_bytes
 from ..sampling import GuidanceConfig
 from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..transformer.lean_config import lean_steps
@@ -20,11 +19,10 @@ from .dry_run import transformer_work
 
 LATENT_COPIES = 4
 """float32: the latents, the velocity, and what a solver keeps of the step before."""
-
-
 TENSORS = 16
 """As long as all tokens, that both passes of a forward hold at a time, at most and roughly."""
 SMALL_SHARE = 8
+"""Of the free RAM, an eighth: what takes less need not be counted, which takes seconds of a new process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +55,10 @@ class SampleWork:
         """Of image and text."""
         return self.image_tokens + self.text_tokens
 
-    @property
-    def is_small(self) -> bool:
-        """Whether it is not worth counting where RAM is what it takes: counting takes seconds of a new process."""
-        free = free_ram_bytes()
-        config = self.model.config
-        width = self.tokens * config.hidden_size * self.model.compute_dtype.itemsize
-        return free is None or SMALL_SHARE * TENSORS * width <= free
+    def is_small(self, free: int) -> bool:
+        """Whether it plainly takes but a small share of so many bytes. Nothing is run for that."""
+        width = self.tokens * self.model.config.hidden_size * self.model.compute_dtype.itemsize
+        return SMALL_SHARE * TENSORS * width <= free
 
     def bytes_in(self, lean: LeanConfig) -> int:
         """With blocks as lean as that."""

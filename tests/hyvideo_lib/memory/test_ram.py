@@ -1,6 +1,7 @@
 """Free RAM, by the library that knows it and by the system's own word."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,15 @@ def test_the_system_says_how_much_is_free(monkeypatch, tmp_path):
     ram.MEMINFO.write_text("MemTotal: 100 kB\nMemAvailable:    24 kB\nSwapFree: 7 kB\n")
     assert ram.free_ram_bytes() == 24 * 1024
     assert ram.free_swap_bytes() == 7 * 1024
+
+
+def test_a_system_that_will_not_tell_of_its_swap_has_none(monkeypatch, tmp_path):
+    def fail():
+        raise RuntimeError("PdhAddEnglishCounterW failed. Performance counters may be disabled.")
+
+    monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(swap_memory=fail))
+    monkeypatch.setattr(ram, "MEMINFO", tmp_path / "meminfo")
+    assert ram.free_swap_bytes() == 0
 
 
 def test_a_container_with_less_memory_than_its_machine_is_believed(monkeypatch, tmp_path):

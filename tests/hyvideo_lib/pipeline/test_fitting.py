@@ -10,7 +10,7 @@ from tiny import TRANSFORMER, relative_error, tiny_transformer
 
 from hyvideo_lib.errors import OutOfMemory
 from hyvideo_lib.host import HeadlessHost
-from hyvideo_lib.pipeline import Files, GenerateRequest, SampleRun, generate, offload_transformer, sampler, working
+from hyvideo_lib.pipeline import Files, GenerateRequest, SampleRun, generate, offload_transformer, sampler
 from hyvideo_lib.pipeline.working import SampleWork
 from hyvideo_lib.sampling import GuidanceConfig, make_sigmas
 from hyvideo_lib.text import TextEmbeds
@@ -41,8 +41,7 @@ def lean_in(run: SampleRun, room: int | None) -> LeanConfig:
 
 
 def set_ram(monkeypatch: pytest.MonkeyPatch, free: int | None, swap: int = 0) -> None:
-    for module in (working, sampler):
-        monkeypatch.setattr(module, "free_ram_bytes", lambda: free)
+    monkeypatch.setattr(sampler, "free_ram_bytes", lambda: free)
     monkeypatch.setattr(sampler, "free_swap_bytes", lambda: swap)
 
 
