@@ -169,7 +169,7 @@ class SampleStage:
         with clock.stage("sample") as log:
             sigmas = make_sigmas(request.steps, request.shift)
             if start is None:
-                start = torch.zeros(1, self._model.config.out_channels, *request.latent_shape)
+                start = torch.zeros(()).expand(1, self._model.config.out_channels, *request.latent_shape)
             else:
                 sigmas = truncate_sigmas(sigmas, request.strength)
             run = SampleRun(
