@@ -24,7 +24,7 @@ from .report import describe_tiles
 from .request import GenerateRequest
 from .sampler import offload_transformer
 from .sketch import is_mapped, is_wide, sketch_text, sketch_transformer, sketch_vae, weights_of
-from .tiles import FIT, VAEWork
+from .tiles import FIT, FIT_SHARED, VAEWork
 from .working import SampleWork
 
 TEXT_TOKENS = 256
@@ -213,9 +213,9 @@ def _plan_decode(
             yield way(tiles, "which happens by itself" if tiles else "")
             return
         yield way(asked, "")
-        tiles = work.choose(FIT, room)
+        tiles = work.choose(FIT_SHARED if asked and asked.shared_norms else FIT, room)
         if tiles and work.num_bytes(tiles) < work.num_bytes(asked):
-            yield replace(way(tiles, f"--tiles {tiles.size} --tile-frames {tiles.frames}"), is_asked=False)
+            yield replace(way(tiles, f"--tiles {FIT}"), is_asked=False)
 
     def way(tiles: Tiles | None, how: str) -> Way:
         return Way(f"tiles {describe_tiles(tiles)}, {how}" if how else "", work.num_bytes(tiles))

@@ -149,7 +149,11 @@ def test_a_plan_cuts_the_video_as_a_run_would(monkeypatch):
     assert decode.way.label == f"tiles {describe_tiles(chosen)}, which happens by itself"
     (*_, uncut) = plan_run(replace(clip, tiles=None), DEMO, Precision(), Machine(free), CUDA).stages
     assert uncut.way.work == decode.way.work
-    assert uncut.way.label.endswith(f"--tiles {chosen.size} --tile-frames {chosen.frames}")
+    assert uncut.way.label == f"tiles {describe_tiles(chosen)}, --tiles fit"
+    smooth = replace(clip, tiles=Tiles(320, 64, shared_norms=True))
+    (*_, shared) = plan_run(smooth, DEMO, Precision(), Machine(free // 2), CUDA).stages
+    assert "norms shared" in shared.way.label
+    assert shared.way.label.endswith(", --tiles fit")
 
 
 def test_loras_and_a_step_cache_are_counted_as_a_run_counts_them():
