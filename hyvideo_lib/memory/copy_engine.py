@@ -27,9 +27,9 @@ class HostBlock:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
         self.layout = FlatLayout(self.tensors)
-        self.pinned: list[Tensor] | None = None
-        """Buffers of bytes that follow each other."""
-        self._room: list[Tensor] | None = None
+        self.pinned: Tensor | None = None
+        """[bytes] uint8."""
+        self._room: Tensor | None = None
 
     def pin(self, pool: PinnedPool) -> None:
         """Make the copy, if the pool has room for it."""
@@ -127,16 +127,16 @@ class StreamCopyEngine:
     def _carry(self, slot: int, host: HostBlock) -> None:
         if host.pinned is None and self._pool is not None:
             host.pin(self._pool)
-        self._copy(slot, host.pinned or self._staged(slot, host))
+        self._copy(slot, self._staged(slot, host) if host.pinned is None else host.pinned)
 
-    def _staged(self, slot: int, host: HostBlock) -> list[Tensor]:
+    def _staged(self, slot: int, host: HostBlock) -> Tensor:
         """The block in the slot's buffer."""
         if slot not in self._staging:
             self._staging[slot] = self._make_staging()
         self._arrived[slot].synchronize()  # the buffer's last copy has left it
         buffer = self._staging[slot][: host.layout.num_bytes]
-        host.layout.pack(host.tensors, [buffer])
-        return [buffer]
+        host.layout.pack(host.tensors, buffer)
+        return buffer
 
     def _make_staging(self) -> Tensor:
         try:
@@ -145,11 +145,8 @@ class StreamCopyEngine:
             logger.info("blocks are copied from memory that is not pinned (%s)", str(error).splitlines()[0])
             return empty_bytes(self._size, is_pinned=False)
 
-    def _copy(self, slot: int, source: Sequence[Tensor]) -> None:
+    def _copy(self, slot: int, source: Tensor) -> None:
         with self._api.stream(self._stream):
             self._stream.wait_event(self._computed[slot])
-            target, done = self.slots[slot], 0
-            for piece in source:
-                target[done : done + len(piece)].copy_(piece, non_blocking=True)
-                done += len(piece)
+            self.slots[slot][: len(source)].copy_(source, non_blocking=True)
             self._arrived[slot].record(self._stream)

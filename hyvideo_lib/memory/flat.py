@@ -26,22 +26,10 @@ class FlatLayout:
             self._entries.append((start, end, tensor.dtype, tensor.shape))
         self.num_bytes = end
 
-    def pack(self, tensors: Sequence[Tensor], into: Sequence[Tensor]) -> None:
-        """Copy the tensors into buffers of bytes on the CPU that follow each other. Gaps between them are left alone.
-
-        Raises ValueError for buffers that have fewer than num_bytes together.
-        """
-        if sum(map(len, into)) < self.num_bytes:
-            raise ValueError(f"The buffers have {sum(map(len, into))} bytes, but {self.num_bytes} are needed.")
-        for (start, end, _, _), tensor in zip(self._entries, tensors, strict=True):
-            raw = tensor.reshape(-1).view(torch.uint8)
-            low = 0
-            for buffer in into:
-                high = low + len(buffer)
-                first, last = max(start, low), min(end, high)
-                if first < last:
-                    buffer[first - low : last - low].copy_(raw[first - start : last - start])
-                low = high
+    def pack(self, tensors: Sequence[Tensor], into: Tensor) -> None:
+        """Copy the tensors into a buffer [>= num_bytes] uint8 on the CPU. Gaps between them are left alone."""
+        for view, tensor in zip(self.views(into), tensors, strict=True):
+            view.copy_(tensor)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """The tensors as they lie in a buffer [>= num_bytes] uint8, on whatever device that is; nothing is copied."""

@@ -220,12 +220,12 @@ def _ram_use(
     """is_home: whether it computes in RAM, where no weight is copied."""
     blocks = [weights.blocks[i] for i in swapped]
     converted = 0 if weights.is_mapped else weights.num_bytes
-    pinned = staging = 0
+    pinned = kept = staging = 0
     if prefetch and blocks:  # without prefetch blocks are copied from where they lie
         left = None if ram is None else max(0, ram - PROCESS_BYTES - converted)
-        pinned = pinned_bytes(sum(blocks), left) if is_repeated else 0
-        staging = 0 if pinned >= sum(blocks) else slot_bytes(blocks, (), prefetch + 1)
-    again = weights.num_bytes if is_home else weights.away + max(0, sum(blocks) - pinned)
+        pinned, kept = pinned_bytes(blocks, left) if is_repeated else (0, 0)
+        staging = 0 if kept == sum(blocks) else slot_bytes(blocks, (), prefetch + 1)
+    again = weights.num_bytes if is_home else weights.away + sum(blocks) - kept
     return RamUse(
         files=weights.num_bytes - converted,
         converted=converted,
