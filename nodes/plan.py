@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
+from ..hyvideo_lib.attention import AUTO, attention_names
 from ..hyvideo_lib.demo import assets
 from ..hyvideo_lib.geometry import check_frames, check_size
 from ..hyvideo_lib.memory.machine import CARDS, DEFAULT_LINK, Machine, device_bytes
@@ -103,6 +104,7 @@ class Plan(io.ComfyNode):
         tile_size: int = 256,
         tile_frames: int = 64,
         lora: str = NO_LORA,
+        attention: str = AUTO,
     ) -> bool | str:
         names = {
             "transformer": transformer,
@@ -113,6 +115,7 @@ class Plan(io.ComfyNode):
             "card": card,
             "tiles": tiles,
             "lora": lora,
+            "attention": attention,
         }
         numbers = {
             "width": width,
@@ -162,6 +165,7 @@ class Plan(io.ComfyNode):
         guidance_options: GuidanceConfig | None = None,
         block_swap: BlockSwap | None = None,
         cache: CacheConfig | None = None,
+        attention: str = AUTO,
     ) -> io.NodeOutput:
         from ..hyvideo_lib.memory import BlockSwap
         from ..hyvideo_lib.pipeline import GenerateRequest, LoraChoice, Precision
@@ -186,7 +190,7 @@ class Plan(io.ComfyNode):
             cache=cache,
         )
         request.check()
-        precision = Precision(storage=STORAGE[storage], matmul=matmul)
+        precision = Precision(storage=STORAGE[storage], matmul=matmul, attention=attention)
         place = machine(device, gpu_memory, card, ram, link)
         plan = plan_run(request, PlannedFiles(**files), precision, place, device, block_swap or BlockSwap())
         report = describe_plan(plan)
@@ -267,6 +271,13 @@ def _later_inputs() -> list[Any]:
             tooltip="From Block Swap; without it only what does not fit is swapped.",
         ),
         HYV_CACHE.Input("cache", optional=True, tooltip="From Step Cache: what it keeps is counted."),
+        io.Combo.Input(
+            "attention",
+            options=attention_names(),
+            default=AUTO,
+            optional=True,
+            tooltip="Which attention kernel, as on Load Transformer: those in 8 bits hold more.",
+        ),
     ]
 
 

@@ -60,6 +60,13 @@ def test_a_named_card_gives_its_memory_and_the_least_time_of_a_step(plan):
     assert "blocks in RAM" not in run(plan.Plan, **SMALL, card="h100")[0]
 
 
+def test_attention_in_8_bits_is_counted(plan):
+    def report(attention: str) -> str:
+        return run(plan.Plan, width=848, height=480, frames=129, gpu_memory=8.0, attention=attention)[0]
+
+    assert report("sage") != report("auto") == report("sdpa")
+
+
 def test_products_ram_and_link_are_the_plans_too(plan):
     tight = {**SMALL, "gpu_memory": 8.0}
     assert run(plan.Plan, **tight, matmul="int8")[0] != run(plan.Plan, **tight)[0]
