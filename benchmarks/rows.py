@@ -1,8 +1,9 @@
 """What a benchmark says: one JSON object a line, and a table for people at the end.
 
 Every row has `benchmark`, `case`, `side` and `kind`. Measured rows (one per side) carry seconds and bytes; computed
-rows (side "ratio") carry ours divided by a peer's; predicted rows carry foretold and measured bytes; simulated rows
-carry what a model of a machine says; a side that could not run says why in `skipped`.
+rows (side "ratio") carry ours divided by a peer's; predicted rows carry foretold and measured bytes; counted rows
+carry what both sides take by their sizes alone; simulated rows carry what a model of a machine says; a side that could
+not run says why in `skipped`.
 """
 
 from __future__ import annotations
@@ -140,6 +141,20 @@ def predicted_row(benchmark: str, case: str, predicted: int, measured: int) -> R
     }
 
 
+def counted_row(benchmark: str, case: str, peer: str, ours: int, theirs: int) -> Row:
+    """Working memory of both sides in bytes, from a run without numbers of each."""
+    return {
+        "benchmark": benchmark,
+        "case": case,
+        "side": OURS,
+        "kind": "counted",
+        "peer": peer,
+        "counted_bytes": ours,
+        "peer_counted_bytes": theirs,
+        "working_memory": ours / theirs,
+    }
+
+
 def compared_rows(benchmark: str, case: str, results: Mapping[str, Measurement], difference: float) -> Iterator[Row]:
     """A row per side, then one ratio per peer. difference: of the sides' outputs, relative to the largest number."""
     for side, result in results.items():
@@ -204,6 +219,9 @@ def _numbers(row: Row) -> tuple[str, str, str]:
             f"{row['stalled_share']:.1%} stalled",
             f"{row['moved_bytes'] / 2**20:.0f} MiB moved",
         )
+    if row["kind"] == "counted":
+        ours, theirs = (row[name] / 2**20 for name in ("counted_bytes", "peer_counted_bytes"))
+        return f"counted {ours:.0f} MiB", f"{row['peer']} {theirs:.0f} MiB", f"x {row['working_memory']:.3f}"
     if row["kind"] == "predicted":
         said, was = (row[name] / 2**20 for name in ("predicted_bytes", "working_memory_bytes"))
         return f"predicted {said:.1f} MiB", f"measured {was:.1f} MiB", f"x {row['working_memory']:.2f}"

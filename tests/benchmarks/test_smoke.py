@@ -29,6 +29,7 @@ BY_KIND = {
         "working_memory_bytes",
     },
     "computed": {"peer", "seconds", "seconds_min", "seconds_max", "repeats", "working_memory"},
+    "counted": {"peer", "counted_bytes", "peer_counted_bytes", "working_memory"},
     "predicted": {"predicted_bytes", "working_memory_bytes", "working_memory"},
     "skipped": {"skipped"},
 }
@@ -63,6 +64,22 @@ def test_the_lean_blocks_are_compared_with_the_plain_ones_and_with_what_was_pred
     assert len(ratios) == 10
     assert all(row["peer"] == "plain" and row["output_difference"] < 1e-5 for row in ratios)
     assert all(0 < row["predicted_working_memory"] < 1 for row in ratios)
+
+
+@pytest.mark.parametrize("kind", ["double", "single"])
+def test_two_groups_of_heads_take_at_most_a_quarter_of_the_plain_blocks_memory(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the released model, at the sizes of videos; as many as memory asks for take less and less."""
+    rows = run("lean", "--only", f"released model's {kind}", capsys=capsys)
+    by_video: dict[str, list[float]] = {}
+    for row in rows:
+        assert set(row) >= COMMON | BY_KIND["counted"]
+        by_video.setdefault(row["case"].split(", ")[1], []).append(row["working_memory"])
+    assert len(by_video) == 3
+    for ratios in by_video.values():
+        assert ratios == sorted(ratios, reverse=True)
+        assert max(ratios[1:]) <= 0.25
 
 
 def test_products_in_8_bits_are_compared_with_dense_ones(capsys: pytest.CaptureFixture[str]) -> None:
