@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..hyvideo_lib.attention import Backend, Kernel
+from ..hyvideo_lib.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
     from ..hyvideo_lib.memory import Offloader
 
 logger = logging.getLogger(__name__)
+LOAD_STEPS = 8
+"""So much of a model's weights fewer come at each further try."""
 
 
 # Folders
@@ -189,13 +193,14 @@ def recover() -> None:
 
 
 def room_bytes(device: torch.device) -> int | None:
-    """Bytes that a run can have if every model that ComfyUI could move away did; None on a CPU, which has no bound."""
+    """Bytes that a run can have if every model that ComfyUI could move away did, less what ComfyUI always leaves free
+    (--reserve-vram); None on a CPU, which has no bound."""
     if device.type == "cpu":
         return None
     import comfy.model_management as mm
 
     there = sum(model.loaded_size() for model in mm.loaded_models() if model.load_device == device)
-    return free_bytes(device) + int(there)
+    return max(0, free_bytes(device) + int(there) - int(mm.extra_reserved_memory()))
 
 
 def out_of_memory_type() -> type[Exception]:
@@ -212,16 +217,37 @@ def manage(offloader: Offloader, device: torch.device) -> Any:
 
 
 def load(*managed: Any, working_bytes: int) -> None:
-    """Bring managed models to their device; others move out if that and `working_bytes` beside them need the room."""
+    """Bring managed models to their device; others move out if that and `working_bytes` beside them need the room.
+
+    Fewer blocks come where memory runs out on the way, as it does if another program took some meanwhile.
+    """
     import comfy.model_management as mm
 
-    mm.load_models_gpu(list(managed), memory_required=working_bytes)
+    size = sum(int(model.model_size()) for model in managed)
+    more = 0
+    while not _came(managed, working_bytes + more, is_last=more >= size):
+        mm.soft_empty_cache()
+        more += max(1, size // LOAD_STEPS)
+        logger.warning("memory ran out while weights were loaded: trying with fewer blocks")
     for model in managed:
         # A model that was there already is not made smaller by ComfyUI when a run needs more room than the last one.
         missing = working_bytes - free_bytes(model.load_device)
         if missing > 0 and model.load_device.type != "cpu":
             freed = model.partially_unload(model.offload_device, missing)
             logger.info("%d MiB of blocks stay in RAM to make room for the run", freed // 2**20)
+
+
+def _came(managed: Sequence[Any], working_bytes: int, is_last: bool) -> bool:
+    """Whether ComfyUI could load the models; on the last try its error is raised."""
+    import comfy.model_management as mm
+
+    try:
+        mm.load_models_gpu(list(managed), memory_required=working_bytes)
+    except (MemoryError, RuntimeError) as error:
+        if is_last or not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 @cache
@@ -256,7 +282,9 @@ def _managed_class() -> type[Any]:
             return self.offloader.load(device_to, budget)
 
         def partially_unload(self, device_to: torch.device, memory_to_free: float = 0, **_: Any) -> int:
-            return self.offloader.unload(int(min(memory_to_free, 2**62)))
+            wanted = int(min(memory_to_free, 2**62))
+            freed = self.offloader.forget()
+            return freed if freed >= wanted else freed + self.offloader.unload(wanted - freed)
 
         def patch_model(self, *args: Any, **kwargs: Any) -> Any:
             return self.model

@@ -91,8 +91,12 @@ def run_in_tiles(
     work = VAEWork.of(handle.vae, *video, device, is_encoding)
 
     def free() -> int:
-        weights = int(handle.managed.model_size() - handle.managed.loaded_size())
-        return comfy_host.free_bytes(device) - weights
+        """With every other model moved away, so that the tiles, and with them the pixels, are the same whatever else is
+        loaded."""
+        room = comfy_host.room_bytes(device)
+        if room is None:
+            return comfy_host.free_bytes(device) - int(handle.managed.model_size() - handle.managed.loaded_size())
+        return room - int(handle.managed.model_size())
 
     def attempt(tiles: Tiles | None) -> Tensor:
         comfy_host.load(handle.managed, working_bytes=work.working_bytes(tiles))

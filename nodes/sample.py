@@ -126,7 +126,10 @@ class Sampler(io.ComfyNode):
             backend=model.attention,
             compiling=model.compiling,
         )
-        run, working = run.fitted(given.shape[2:], comfy_host.room_bytes(model.managed.load_device))
+        room = comfy_host.room_bytes(model.managed.load_device)
+        if room is not None:
+            room += model.offloader.memo_bytes  # is of the run's work
+        run, working = run.fitted(given.shape[2:], room)
         caches = [run.start_cache(given.shape[2:]) for _ in given]
         seeds = consecutive_seeds(seed, len(given))
         before = model.offloader.traffic

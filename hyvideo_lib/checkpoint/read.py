@@ -13,6 +13,7 @@ import logging
 import math
 import mmap
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,12 +92,13 @@ def read_header(path: str | Path) -> Header:
 
 
 def map_tensors(header: Header) -> dict[str, torch.Tensor]:
-    """All tensors of a file as views of one private mapping: no bytes are read, none copied.
+    """All tensors of a file as views of one mapping: no bytes are read, none copied.
 
     A tensor in a GGUF block format is a uint8 view of its bytes, [..., bytes of a row] instead of [..., width].
-    The mapping lives as long as any of the tensors. Writing into a tensor makes private pages and never reaches the
-    file. A tensor whose bytes do not start at a multiple of its element size cannot be viewed, so that one is copied.
-    The file must not be cut short by others while mapped. Raises FileTruncated if it changed since `read_header`.
+    The mapping lives as long as any of the tensors. They are not for writing: that never reaches the file, makes
+    private pages on Linux and macOS, and ends the process on Windows and with AMD's PyTorch. A tensor whose bytes do
+    not start at a multiple of its element size cannot be viewed, so that one is copied. The file must not be cut short
+    by others while mapped. Raises FileTruncated if it changed since `read_header`.
     """
     with open_file(header.path) as file:
         size = file.seek(0, 2)
@@ -105,7 +107,7 @@ def map_tensors(header: Header) -> dict[str, torch.Tensor]:
                 f"{header.path.name} changed from {header.file_size} to {size} bytes while it was being loaded. "
                 "Wait until its download or copy is finished, then load it again."
             )
-        data = torch.frombuffer(_map_private(file), dtype=torch.uint8)
+        data = _map(file)
 
     copied = 0
 
@@ -144,19 +146,29 @@ def _stored_as(info: TensorInfo, path: Path) -> tuple[torch.dtype, tuple[int, ..
     return dtype, info.shape
 
 
-def _map_private(file: BinaryIO) -> mmap.mmap:
-    """Copy-on-write mapping of a whole file.
+def _maps_read_only() -> bool:
+    """Windows reserves RAM or page file for every page of a mapping that may be written, whether anybody writes or not
+    (MapViewOfFile, FILE_MAP_COPY); AMD's driver copies from such a mapping several times slower (reported in
+    ROCm/legacy-rocm-build issue 6523)."""
+    return sys.platform == "win32" or torch.version.hip is not None
+
+
+def _map(file: BinaryIO) -> torch.Tensor:
+    """[bytes of the file] uint8, mapped: copy-on-write where that costs nothing, else read-only.
 
     Linux refuses a writable private mapping larger than RAM and swap, as if all of it were to be written; NORESERVE
     says that nobody is going to write 26 GB of weights.
     """
     try:
-        if sys.platform != "win32":
-            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", _LINUX_NORESERVE)
-            return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if _maps_read_only():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given buffer is not writable")  # and nobody writes
+                return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=torch.uint8)
+        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", _LINUX_NORESERVE)
+        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except (OSError, ValueError) as error:
         raise FileUnreadable(f"{file.name} cannot be mapped into memory: {error}.") from error
+    return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
 def _read_header_text(file: BinaryIO, path: Path, file_size: int) -> tuple[str, int]:

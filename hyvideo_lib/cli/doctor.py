@@ -96,11 +96,13 @@ def _ffmpeg() -> dict[str, str]:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
+    from ..memory.vram import on_device
     from .options import available_devices
 
     devices = []
     for name in available_devices():
-        device: dict[str, Any] = {"name": name, "attention": _attention(name), "matmul": _matmul(name)}
+        with on_device(torch.device(name)):  # other people's kernels run on the current one
+            device: dict[str, Any] = {"name": name, "attention": _attention(name), "matmul": _matmul(name)}
         if name.startswith("cuda"):
             properties = torch.cuda.get_device_properties(name)
             free, total = torch.cuda.mem_get_info(name)

@@ -22,7 +22,6 @@ from torch import Tensor
 from ..atomic import check_output
 from ..caches import CacheReport, Measurement, save_curve
 from ..errors import DiskFull, HyvError, Interrupted, OutOfMemory, OutputExists, OutputNotWritable
-from ..host import HeadlessHost
 from ..lora import LoraUse
 from ..memory import BlockSwap
 from ..pipeline import (
@@ -44,6 +43,7 @@ from ..pipeline import (
 )
 from ..vae import Tiles
 from ..video import write_video
+from .card import CardHost
 from .interrupt import stop_on_signals, telling_stops
 from .progress import Progress, duration
 from .report import Console, describe, unexpected
@@ -137,7 +137,8 @@ class Renderer:
         self._measurement = Measurement() if measured else None
         self.loras = loras
         self.progress = Progress(console)
-        self.host = HeadlessHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
+        self.host = CardHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
+        self.host.become_current()
         self.encoding_notices: list[Notice] = []
         self._begin = time.perf_counter()
 

@@ -7,6 +7,7 @@ otherwise a thread carries each one from where it lies (perhaps mapped from a fi
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from .flat import FlatLayout
 from .pinned import PinnedPool, empty_bytes
 from .traffic import StallWatch, Traffic
+from .vram import give_back_pinned, on_device
 
 logger = logging.getLogger("hyvideo")
 
@@ -64,9 +66,11 @@ class StreamCopyEngine:
         self._pool = pool
         self._api: Any = torch.get_device_module(device)
         self._size = max(block.layout.num_bytes for block in blocks.values())
+        self._stream = self._api.Stream() if device.type == "cpu" else self._api.Stream(device)
+        # Copies may be under way into slots that are given up without `close`, and their memory is the next tensor's.
+        weakref.finalize(self, _wait_for_copies, self._api, self._stream, device).atexit = False
         with torch.inference_mode(False):  # a thread, which is in no such mode, writes to them
             self.slots = [torch.empty(self._size, dtype=torch.uint8, device=device) for _ in range(num_slots)]
-        self._stream = self._api.Stream() if device.type == "cpu" else self._api.Stream(device)
         self._arrived = [self._api.Event() for _ in self.slots]
         self._computed = [self._api.Event() for _ in self.slots]
         for slot in range(num_slots):  # the slots' memory may still be in use by what computed in it before
@@ -111,9 +115,13 @@ class StreamCopyEngine:
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
-        self._api.current_stream(self._device).wait_stream(self._stream)
+        _wait_for_copies(self._api, self._stream, self._device)
         self.slots = []
-        self._staging.clear()
+        if self._staging:
+            for slot in self._staging:
+                self._arrived[slot].synchronize()  # what is copied from cannot be given back
+            self._staging.clear()
+            give_back_pinned(self._device)
 
     def _wait_for_thread(self, slot: int) -> Future[None] | None:
         """Until the thread has enqueued the slot's copy, not until that is done; None if the thread has no such job."""
@@ -125,9 +133,10 @@ class StreamCopyEngine:
 
     @torch.no_grad()
     def _carry(self, slot: int, host: HostBlock) -> None:
-        if host.pinned is None and self._pool is not None:
-            host.pin(self._pool)
-        self._copy(slot, self._staged(slot, host) if host.pinned is None else host.pinned)
+        with on_device(self._device):  # a thread begins on the first one
+            if host.pinned is None and self._pool is not None:
+                host.pin(self._pool)
+            self._copy(slot, self._staged(slot, host) if host.pinned is None else host.pinned)
 
     def _staged(self, slot: int, host: HostBlock) -> Tensor:
         """The block in the slot's buffer."""
@@ -146,7 +155,12 @@ class StreamCopyEngine:
             return empty_bytes(self._size, is_pinned=False)
 
     def _copy(self, slot: int, source: Tensor) -> None:
-        with self._api.stream(self._stream):
+        with on_device(self._device), self._api.stream(self._stream):
             self._stream.wait_event(self._computed[slot])
             self.slots[slot][: len(source)].copy_(source, non_blocking=True)
             self._arrived[slot].record(self._stream)
+
+
+def _wait_for_copies(api: Any, stream: Any, device: torch.device) -> None:
+    """Let the stream that computes go on only when they are done. The caller does not wait."""
+    api.current_stream(device).wait_stream(stream)

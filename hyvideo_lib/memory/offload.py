@@ -229,6 +229,12 @@ class Offloader:
         """Bytes of the modulating vectors on the device, which count as working memory, not as weights."""
         return self._memo.num_bytes
 
+    def forget(self) -> int:
+        """Let go of the modulating vectors, which are computed again when they are asked for; the bytes that left."""
+        num_bytes = self.memo_bytes
+        self._memo.clear()
+        return num_bytes
+
     def fill(self, vecs: Sequence[Tensor], check_fn: Callable[[], None] = lambda: None) -> None:
         """Compute the modulating vectors of the next conditionings, memo.KEPT at most, each weight being brought once.
 

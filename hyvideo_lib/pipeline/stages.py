@@ -216,8 +216,9 @@ class SampleStage:
         if free_device_bytes(self._host.device) is not None:
             self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
             free = free_device_bytes(self._host.device) or 0
-            run, working = run.fitted(latent_shape, free + self._offloader.loaded_bytes)
-            budget = max(0, free + self._offloader.loaded_bytes - working)
+            room = free + self._offloader.loaded_bytes + self._offloader.memo_bytes  # the last is of the run's work
+            run, working = run.fitted(latent_shape, room)
+            budget = max(0, room - working)
         else:
             run, _ = run.fitted(latent_shape, None)
         if settled:

@@ -133,6 +133,30 @@ def test_a_budget_leaves_blocks_at_home(host_module, make, mm):
     assert managed.offloader.num_swapped == 4
 
 
+def test_memory_that_runs_out_while_weights_come_leaves_blocks_at_home(pack, host_module, mm):
+    """Another program took some of what was free a moment ago."""
+    module = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(9))).requires_grad_(False)
+    held = []
+
+    def copy(tensor, device):
+        if sum(part.nbytes for part in held) + tensor.nbytes > size // 2:
+            held.clear()
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        held.append(tensor)
+        return tensor.clone()
+
+    offloader = pack.hyvideo_lib.memory.Offloader(module, list(module)[1:], 8, None, copy)
+    managed, size = host_module.manage(offloader, torch.device("cpu")), offloader.num_bytes
+    mm.pretend(limit=size)
+    host_module.load(managed, working_bytes=0)
+    assert 0 < managed.loaded_size() <= size // 2
+    size = 0  # there is nothing at all
+    mm.unload_all_models()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        host_module.load(managed, working_bytes=0)
+    assert managed.loaded_size() == 0
+
+
 def test_more_room_brings_more_blocks(host_module, make, mm):
     managed = make()
     size = managed.model_size()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,24 @@ def test_writing_into_a_tensor_leaves_the_file_alone(small_file: Path) -> None:
     tensors["weight"].zero_()
     assert tensors["weight"].eq(0).all()
     assert small_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["Windows", "AMD's PyTorch"])
+def test_where_a_mapping_for_writing_costs_something_it_is_for_reading_alone(
+    where: str, small_file: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    if where == "Windows":
+        monkeypatch.setattr(sys, "platform", "win32")
+    else:
+        monkeypatch.setattr(torch.version, "hip", "7.2")
+    tensors = map_tensors(read_header(small_file))
+    monkeypatch.undo()
+    if Path("/proc/self/maps").exists():
+        lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(small_file))]
+        assert [line.split()[1] for line in lines] == ["r--s"]
+    for name, tensor in load_file(small_file).items():
+        assert torch.equal(tensors[name].float(), tensor.float())
+    assert not recwarn.list
 
 
 def test_tensors_outlive_the_file_and_the_dict(small_file: Path) -> None:

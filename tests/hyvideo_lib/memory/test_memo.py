@@ -114,6 +114,15 @@ def test_what_is_kept_is_bounded_and_gone_at_home(model, monkeypatch):
     assert offloader.memo_bytes == 0
 
 
+def test_what_is_forgotten_is_computed_again(model):
+    offloader = offload(model)
+    offloader.load("cpu")
+    expected, held = run(model, offloader), offloader.memo_bytes
+    assert offloader.forget() == held > 0
+    assert (offloader.memo_bytes, offloader.forget()) == (0, 0)
+    assert torch.equal(run(model, offloader), expected)
+
+
 def test_other_loras_other_vectors(model):
     offloader = offload(model)
     offloader.load("cpu")
