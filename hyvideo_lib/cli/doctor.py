@@ -159,7 +159,7 @@ def _matmul(device: str) -> dict[str, str]:
     """The products in 8 bits, each tried in the transformer's compute dtype: "ok", or why not."""
     import torch
 
-    from ..errors import InvalidSetting
+    from ..errors import InvalidSetting, OutOfMemory
     from ..pipeline import Precision
     from ..quant import PRODUCTS, probe_product
 
@@ -168,7 +168,7 @@ def _matmul(device: str) -> dict[str, str]:
         try:
             probe_product(name, device, Precision().transformer_dtype(torch.device(device)))
             results[name] = "ok"
-        except InvalidSetting as error:
+        except (InvalidSetting, OutOfMemory) as error:
             results[name] = str(error)
     return results
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InvalidSetting
+from ..errors import InvalidSetting, OutOfMemory
+from ..shortage import is_out_of_memory
 from ..transformer import HunyuanVideoTransformer
 from ..transformer.modulation import Modulation
 from ..transformer.ops import DENSE, Linear, Product
@@ -137,10 +138,11 @@ class ByRow:
 
 def multiply_int8(tokens: Rounded, weight: Rounded, dtype: torch.dtype) -> Tensor:
     """[n, in] times [out, in] transposed, summed exactly in int32: [n, out] in `dtype`."""
-    count = len(tokens.weight)
-    filled = F.pad(tokens.weight, (0, 0, 0, max(0, FEWEST_TOKENS - count)))
+    count, filled = len(tokens.weight), tokens.weight
+    if torch.compiler.is_compiling() or count < FEWEST_TOKENS:  # one graph for all counts
+        filled = F.pad(filled, (0, 0, 0, max(0, FEWEST_TOKENS - count)))
     sums = torch._int_mm(filled, weight.weight.t())[:count]
-    return sums.float().mul_(tokens.scale).mul_(weight.scale.t()).to(dtype)
+    return torch.mul(sums, tokens.scale).mul_(weight.scale.t()).to(dtype)
 
 
 def multiply_fp8_rows(tokens: Rounded, weight: Rounded, dtype: torch.dtype) -> Tensor:
@@ -231,7 +233,7 @@ def use_product(model: HunyuanVideoTransformer, name: str) -> None:
 def probe_product(name: str, device: str | torch.device, compute_dtype: torch.dtype) -> None:
     """Multiply so on the device once, and see that the product is right.
 
-    Raises InvalidSetting with the device's own reason if it cannot.
+    Raises InvalidSetting with the device's own reason if it cannot, OutOfMemory where there is none to try it.
     """
     product, device = PRODUCTS[name], torch.device(device)
     numbers = torch.Generator().manual_seed(0)
@@ -244,6 +246,11 @@ def probe_product(name: str, device: str | torch.device, compute_dtype: torch.dt
         error = ((found - expected).norm() / expected.norm()).item()
         reason = "" if error <= PROBE_ERROR else "its product is wrong"
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as failure:  # each torch has its own
+        if is_out_of_memory(failure):
+            raise OutOfMemory(
+                f"{product.title} matrix products cannot be tried on {device}, as memory ran out. Free some there, or "
+                "choose dense."
+            ) from failure
         reason = str(failure).splitlines()[0].rstrip(".") if str(failure) else type(failure).__name__
     if reason:
         raise InvalidSetting(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from functools import cache
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -109,8 +110,11 @@ class _Compiled:
             self._fail(error)
             return self._plain(*args)
         try:
-            return compiled(*args)
-        except compile_errors() as error:
+            with _allowing_forms():
+                return compiled(*args)
+        except Exception as error:
+            if not _failed_to_compile(error):
+                raise
             shortage = shortage_in(error)
             if shortage:  # with more memory it may go well
                 raise shortage from None
@@ -121,10 +125,8 @@ class _Compiled:
         self._state.has_failed = True
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2]) or type(error).__name__  # the first line may be but "backend=... raised:"
-        logger.warning(
-            "The blocks run uncompiled: %s. Compiling needs Triton on a graphics card, a C++ compiler on a CPU.",
-            reason.rstrip("."),
-        )
+        needs = "" if _is_refused(error) else " Compiling needs Triton on a graphics card, a C++ compiler on a CPU."
+        logger.warning("The blocks run uncompiled: %s.%s", reason.rstrip("."), needs)
 
     def _make(self) -> Callable[..., Any]:
         if self._compiled is None:
@@ -145,12 +147,38 @@ def _takes_limit() -> bool:
     return {"recompile_limit", "isolate_recompiles"} <= signature(torch.compile).parameters.keys()
 
 
+def _allowing_forms() -> AbstractContextManager[object]:
+    """Where the function itself cannot be allowed more forms than others, all are while it is called."""
+    if _takes_limit():
+        return nullcontext()
+    from torch._dynamo import config
+
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    return cast(AbstractContextManager[object], config.patch({name: MOST_FORMS}))
+
+
+NOTHING_COMPILED = "found no compiled frames"
+"""What an error of no kind of its own says where the compiler left out all there was."""
+
+
+def _failed_to_compile(error: Exception) -> bool:
+    return isinstance(error, compile_errors()) or NOTHING_COMPILED in str(error)
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the compiler is there and does not take this, such as bfloat16 on cards before the RTX 30 series."""
+    text = f"{type(error).__name__}: {error}"
+    return any(words in text for words in ("SkipFrame", "FailOnRecompileLimitHit", NOTHING_COMPILED))
+
+
 @cache
 def compile_errors() -> tuple[type[Exception], ...]:
     """What is raised when something cannot be compiled, in all its layers; running out of memory is none of it."""
+    from torch._dynamo import exc as dynamo
     from torch._dynamo.exc import TorchDynamoException
 
     found: list[type[Exception]] = [TorchDynamoException]
+    found += [kind for kind in (getattr(dynamo, "FailOnRecompileLimitHit", None),) if kind]  # is no child of the other
     try:
         from torch._inductor import exc
     except ImportError:

@@ -14,6 +14,7 @@ from hyvideo_lib.shortage import is_out_of_memory, reason_of
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("HIPBLAS_STATUS_ALLOC_FAILED"),
         RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
@@ -37,3 +38,11 @@ def test_running_out_of_memory_is_known_by_its_words(error):
 )
 def test_other_errors_are_other_errors(error):
     assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(("free", "expected"), [(100 * 2**20, True), (8 * 2**30, False), (None, False)])
+def test_a_library_that_cannot_begin_lacks_memory_where_the_card_is_full(monkeypatch, free, expected):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: free is not None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 8 * 2**30))
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
+    assert is_out_of_memory(error) is expected

@@ -13,7 +13,7 @@ from tiny_lora import Adding
 from torch import Tensor, nn
 
 from hyvideo_lib.checkpoint.joined import JoinedLinear
-from hyvideo_lib.errors import InvalidSetting
+from hyvideo_lib.errors import InvalidSetting, OutOfMemory
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.memory.dry_run import AllocationCounter
@@ -337,6 +337,17 @@ def test_a_device_that_cannot_is_refused_with_its_reason():
     for name, product in PRODUCTS.items():
         with pytest.raises(InvalidSetting, match=rf"{product.title} matrix products are not possible on cuda: .*dense"):
             probe_product(name, "cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_full_card_is_not_taken_for_one_that_cannot(name, monkeypatch):
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    for kernel in ("_scaled_mm", "_int_mm"):
+        monkeypatch.setattr(torch, kernel, full)
+    with pytest.raises(OutOfMemory, match="cannot be tried on cpu, as memory ran out"):
+        probe_product(name, "cpu", torch.bfloat16)
 
 
 @pytest.mark.parametrize(("name", "kernel"), [("fp8", "_scaled_mm"), ("fp8_rows", "_scaled_mm"), ("int8", "_int_mm")])

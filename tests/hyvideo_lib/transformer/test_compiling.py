@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -217,6 +218,44 @@ def test_a_system_without_any_compiler_falls_back_too(
     compiling._takes_limit.cache_clear()
     (record,) = (record for record in caplog.records if record.name == "hyvideo")
     assert "Windows not yet supported" in record.message
+    forget_all()
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_function_may_have_more_forms_than_pytorch_would_allow_others(
+    monkeypatch: pytest.MonkeyPatch, count: Counting, is_old: bool
+) -> None:
+    """Also in a PyTorch that cannot be told so for one function."""
+    forget_all()
+    if is_old:
+        monkeypatch.setattr(compiling, "_takes_limit", lambda: False)
+    made = compiling.compiled_pieces(TRACED)
+    kinds = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    with torch.no_grad():
+        for one, other in itertools.product(kinds, kinds):
+            x, gate = torch.randn(1, 9, 8).to(one), torch.randn(1, 9, 8).to(other)
+            assert torch.equal(made.join_gelu(x, gate.clone()), pieces.PLAIN.join_gelu(x, gate.clone()))
+    assert count.graphs == 16
+    assert not made.join_gelu._state.has_failed
+    forget_all()
+
+
+def test_a_compiler_that_refuses_is_not_said_to_be_missing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, traced: CompileConfig
+) -> None:
+    """As PyTorch's does for bfloat16 on cards of the RTX 20 series."""
+
+    def refuse(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
+        raise RuntimeError("SkipFrame: BF16 is not supported")
+
+    forget_all()
+    compile_by(monkeypatch, refuse)
+    model, inputs = tiny_transformer(), transformer_inputs()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, compiling=traced), model(**inputs))
+    (record,) = (record for record in caplog.records if record.name == "hyvideo")
+    assert "BF16 is not supported" in record.message
+    assert "Triton" not in record.message
     forget_all()
 
 
