@@ -7,6 +7,7 @@ mixed with neighbours that were mixed already. Only the strips that a later tile
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -63,12 +64,23 @@ class Tiles:
 
     def cost(self, frames: int, height: int, width: int) -> tuple[int, int]:
         """(latents that are computed, tiles) of a video of so many frames and pixels; what tiles share counts twice."""
+        spans, rows, columns = self.parts(frames, height, width)
+        return sum(spans) * sum(rows) * sum(columns), len(spans) * len(rows) * len(columns)
+
+    def attention_pairs(self, frames: int, height: int, width: int) -> int:
+        """Of a query and a key in all tiles: a latent sees its tile's of its own frame and of those before."""
+        spans, rows, columns = self.parts(frames, height, width)
+        squares = (sum(side**2 for side in sides) for sides in (rows, columns))
+        return sum(span * (span + 1) // 2 for span in spans) * math.prod(squares)
+
+    def parts(self, frames: int, height: int, width: int) -> tuple[list[int], list[int], list[int]]:
+        """Lengths of the tiles in latents along time, rows and columns of a video of so many frames and pixels."""
         total, *sides = latent_shape(width, height, frames)
         rows, columns = ([side] for side in sides)
         if max(sides) > self.space.length:
             rows, columns = (self.space.lengths(side) for side in sides)
         spans = self.time.lengths(total, extra=1) if total > self.time.length else [total]
-        return sum(spans) * sum(rows) * sum(columns), len(spans) * len(rows) * len(columns)
+        return spans, rows, columns
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from itertools import count
 
@@ -28,6 +29,18 @@ def both_ways(axis: Axis, factor: int) -> list[tuple[Axis, Axis]]:
 def test_a_cost_counts_the_tiles_that_are_made_and_what_they_share_twice() -> None:
     assert Tiles().cost(5, 64, 64) == (2 * 8 * 8, 1)
     assert Tiles(32, 16).cost(37, 64, 40) == (14 * 10 * 6, 18)
+
+
+@pytest.mark.parametrize(("tiles", "video"), [(Tiles(), (5, 64, 64)), (Tiles(32, 16), (37, 64, 40))])
+def test_pairs_of_attention_are_those_of_every_tile(tiles: Tiles, video: tuple[int, int, int]) -> None:
+    """A query of frame t sees the keys of frames 0 to t."""
+    spans, rows, columns = tiles.parts(*video)
+    pairs = sum(
+        (row * column) * (frame + 1) * row * column
+        for span, row, column in itertools.product(spans, rows, columns)
+        for frame in range(span)
+    )
+    assert tiles.attention_pairs(*video) == pairs
 
 
 def test_without_numbers_tiles_in_the_middle_are_left_out() -> None:
