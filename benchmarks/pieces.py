@@ -17,12 +17,12 @@ from benchmarks.cases import Case, all_rows
 from benchmarks.lean import QUICK_GRID, SMALL, TEXT, Block
 from benchmarks.measure import Side, compared
 from benchmarks.products import DENSE, SHORT_GRID, WIDE, in_fp8
-from benchmarks.rows import OURS, Options, Row
+from benchmarks.rows import OURS, Options, Row, skipped_row
 from hyvideo_lib.quant import use_product
 from hyvideo_lib.transformer import CompileConfig, LeanConfig, TransformerConfig
 from hyvideo_lib.transformer.chunks import AS_THEY_ARE, Chunks
 from hyvideo_lib.transformer.compile_config import SCOPES
-from hyvideo_lib.transformer.compiling import compiled_chunks, compiled_pieces
+from hyvideo_lib.transformer.compiling import compiled_chunks, compiled_pieces, has_failed
 from hyvideo_lib.transformer.lean import Form
 from hyvideo_lib.transformer.modulation import Condition
 from hyvideo_lib.transformer.pieces import PLAIN, Pieces
@@ -30,19 +30,21 @@ from hyvideo_lib.transformer.rope import rotation_tables
 
 CHUNK, QUICK_CHUNK = 1024, 32
 AS_IS = "as it is"
+PIECES = CompileConfig(scope="pieces")
 EIGHT_BIT = "int8"
 """The product in 8 bits that CPUs and most cards have."""
 
 
 def run(options: Options) -> Iterator[Row]:
     config, chunk = (SMALL, QUICK_CHUNK) if options.is_quick else (WIDE, CHUNK)
-    compiled = compiled_pieces(CompileConfig())
+    compiled = compiled_pieces(PIECES)
     for dtype in options.dtypes:
         name_of_dtype = str(dtype).removeprefix("torch.")
         for name, call in pieces_of(config, chunk, dtype, options.device).items():
             case = f"{name}, {chunk} tokens, {name_of_dtype}"
             if options.wants(case):
-                yield from _rows("pieces", case, {OURS: bound(call, compiled), AS_IS: bound(call, PLAIN)}, options)
+                sides = {OURS: bound(call, compiled), AS_IS: bound(call, PLAIN)}
+                yield from _rows("pieces", case, sides, options, PIECES)
         grid = QUICK_GRID if options.is_quick else SHORT_GRID
         yield from all_rows(block_cases("pieces", config, grid, dtype, (DENSE, EIGHT_BIT), options), options)
 
@@ -61,14 +63,20 @@ def block_cases(
         for kind, make in blocks.items():
             for scope in SCOPES:
                 case = f"{kind} block, {str(dtype).removeprefix('torch.')}, {product}, {scope} compiled"
-                sides = {OURS: make(compiled_chunks(CompileConfig(scope=scope))), AS_IS: make(AS_THEY_ARE)}
-                yield Case(case, partial(_rows, benchmark, case, sides, options))
+                compiling = CompileConfig(scope=scope)
+                sides = {OURS: make(compiled_chunks(compiling)), AS_IS: make(AS_THEY_ARE)}
+                yield Case(case, partial(_rows, benchmark, case, sides, options, compiling))
 
 
-def _rows(benchmark: str, case: str, sides: dict[str, Side], options: Options) -> Iterator[Row]:
+def _rows(
+    benchmark: str, case: str, sides: dict[str, Side], options: Options, compiling: CompileConfig
+) -> Iterator[Row]:
     with torch.no_grad():
         for side in sides.values():
             side()  # compiles
+    if has_failed(compiling):
+        yield skipped_row(benchmark, case, OURS, "could not be compiled; the reason was logged")
+        return
     yield from compared(benchmark, case, sides, options)
 
 

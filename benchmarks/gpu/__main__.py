@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import adapters, attention, caps, compiled, decode, products, step, swapped, text
+from benchmarks.gpu import adapters, attention, caps, compiled, decode, lean, products, step, swapped, text
 from benchmarks.gpu.card import device_of
 from benchmarks.gpu.table import attempted
 from benchmarks.rows import OURS, Options, Report
 
 TABLES = {
     "attention": attention.run,
+    "lean": lean.run,
     "products": products.run,
     "adapters": adapters.run,
     "compiled": compiled.run,

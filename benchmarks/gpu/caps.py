@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.gpu import card
 from benchmarks.gpu.clips import TEXT_TOKENS, Clip, clips, cropped
+from benchmarks.gpu.kernels import shared_kernel, warm_up
 from benchmarks.gpu.models import FP8, random_transformer
 from benchmarks.gpu.step import config_of
 from benchmarks.gpu.table import Table
@@ -81,13 +82,20 @@ class Capped:
         if (clip, plan) in self._known:
             return skipped_row(self._benchmark, case, OURS, f"as under {self._known[clip, plan]:g} GiB: the same plan")
         predicted = source.loaded_bytes + working
+        heads = -(-self._config.num_heads // lean.head_groups)
+        warm_up(self._device, model.compute_dtype, heads, clip.tokens, self._config.head_dim)
+        card.empty(self._device)
         ladder = Ladder(run)
+        before = source.traffic
         result = self._measured(ladder, inputs)
         if not run.rungs:  # else a larger cap may do without them
             self._known[clip, plan] = gib
         lean = ladder.run.lean
         facts = {"swapped": source.num_swapped, "head_groups": lean.head_groups, "chunk_tokens": lean.chunk_tokens}
         more = {**facts, "planned_swapped": plan[0], "predicted_bytes": predicted, "rungs": run.rungs}
+        traffic = source.traffic - before
+        more |= {"moved_bytes_in_all": traffic.moved_bytes, "stalled_seconds_in_all": traffic.stalled_seconds}
+        more["attention"] = shared_kernel(self._device, model.compute_dtype, self._config.head_dim)
         return {**measured_row(self._benchmark, case, OURS, result), **more}
 
     def _measured(self, ladder: Ladder, inputs: dict[str, Tensor]) -> Measurement:

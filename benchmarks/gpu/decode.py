@@ -1,7 +1,8 @@
 """Latents to bytes in RAM, in the reference's tiles and in the largest that fit, against diffusers, under memory caps.
 
-Ours streams, as the product does: a span of frames becomes bytes while the next is decoded. diffusers decodes the whole
-video, which then becomes bytes alike. What ran under a cap is not measured again in the same tiles under a larger one.
+Ours streams, as the product does: a span of frames becomes bytes before the next is decoded. diffusers decodes the
+whole video, which then becomes bytes alike. What ran under a cap is not measured again in the same tiles under a larger
+one.
 """
 
 from __future__ import annotations
@@ -120,7 +121,11 @@ class Decoding:
             return
         tiles, result = measure()
         self._known[side, planned] = gib
-        more = {"tiles": describe_size(tiles), "smaller_tiles": steps or []}
+        more: dict[str, Any] = {"tiles": describe_size(tiles), "smaller_tiles": steps or []}
+        if side != PEER and "held_bytes" in result.more:
+            clip = self._clip
+            work = VAEWork.of(self._vae(), clip.frames, clip.height, clip.width, self._device)
+            more["predicted_bytes"] = work.num_bytes(tiles) + result.more["held_bytes"]
         yield {**measured_row(self._benchmark, case, side, result), **more}
         self._results[f"{side}, {gib:g} GiB", side == PEER] = result
         yield from self._ratios(case, side == PEER)
@@ -139,6 +144,7 @@ def streamed(vae: CausalVideoVAE, latents: Tensor, tiles: Tiles | None, clip: Cl
     frames, done = torch.empty(clip.frames, clip.height, clip.width, 3, dtype=torch.uint8), 0
     for span in vae.decode_spans(latents, tiles):
         part = to_bytes(span)
+        del span  # before the next one is made
         frames[done : done + len(part)] = part
         done += len(part)
     return frames

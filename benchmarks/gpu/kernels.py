@@ -16,13 +16,31 @@ KERNELS: dict[str, SDPBackend] = {
     name: getattr(SDPBackend, theirs) for name, theirs in NAMES.items() if hasattr(SDPBackend, theirs)
 }
 ALIKE = ("sdpa flash", "sdpa efficient", "sdpa math")
-"""What both sides of a comparison get: the first of these that runs. Flash takes no mask, cuDNN is not everywhere."""
-TRIED_TOKENS = 64
+"""What is tried in place of PyTorch's own choice, where that is not told."""
+TRIED_TOKENS = 1024
 
 
 def shared_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """The name of the kernel for both sides on this device."""
-    return next(name for name in ALIKE if runs(name, device, dtype, head_dim))
+    """The name of the kernel for both sides on this device: the one that PyTorch takes by itself, as the product does.
+
+    So figures of tables that name a kernel and of those that do not are of one. It is asked without a mask.
+    """
+    choose = getattr(torch, "_fused_sdp_choice", None)
+    q = torch.zeros(1, 1, TRIED_TOKENS, head_dim, device=device, dtype=dtype)
+    by_number = {int(backend): name for name, backend in KERNELS.items()}
+    chosen = by_number.get(int(choose(q, q, q))) if choose else None
+    return next(name for name in (chosen, *ALIKE) if name and runs(name, device, dtype, head_dim))
+
+
+def warm_up(device: torch.device, dtype: torch.dtype, num_heads: int, tokens: int, head_dim: int) -> None:
+    """Attend once over so many tokens, laid out in both ways that transformers do.
+
+    cuDNN makes a plan for every new length, which takes a good part of a second and is no part of a step.
+    """
+    for shape in ((1, num_heads, tokens, head_dim), (1, tokens, num_heads, head_dim)):
+        q = torch.zeros(shape, device=device, dtype=dtype)
+        q = q if shape[1] == num_heads else q.transpose(1, 2)
+        F.scaled_dot_product_attention(q, q, q)
 
 
 def runs(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

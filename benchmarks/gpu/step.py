@@ -19,7 +19,7 @@ from benchmarks.cases import Case
 from benchmarks.gpu import card
 from benchmarks.gpu.clips import Clip, clips, cropped
 from benchmarks.gpu.comfy_peer import comfy_path, comfy_transformer
-from benchmarks.gpu.kernels import KERNELS, shared_kernel
+from benchmarks.gpu.kernels import KERNELS, shared_kernel, warm_up
 from benchmarks.gpu.models import FP8, TINY_TRANSFORMER, TRANSFORMER, random_transformer
 from benchmarks.gpu.table import Table
 from benchmarks.peers import diffusers_transformer, drop_masks
@@ -126,6 +126,7 @@ class Found:
                 difference["output_difference"] = float((output - expected).abs().max() / expected.abs().max())
 
         with sdpa_kernel(KERNELS[self._kernel()]):
+            warm_up(self._options.device, torch.bfloat16, self._config.num_heads, clip.tokens, self._config.head_dim)
             result = card.measure(lambda: forward(inputs), self._options.device, self._options.repeats, look)
         kernel = OWN_KERNEL if side == "ComfyUI" else self._kernel()
         yield {**measured_row(self._benchmark, case, side, result), "attention": kernel}

@@ -2,14 +2,17 @@
 
 The exchange is what peers do that keep one place for each block: it goes to the card, and back after it computed. The
 sides take turns, as benchmarks.measure lets them, so that what changes on the card in minutes touches all of them.
-Bringing the weights for a turn is not timed, nor is what is done once in a run of many steps.
+Bringing the weights for a turn is not timed, nor is what is done once in a run of many steps. Blocks that come in their
+turn, and those that are exchanged, are copied from and to ordinary memory, as peers do; streamed ones from pinned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,26 +20,39 @@ from torch import nn
 from benchmarks.cases import Case
 from benchmarks.gpu import card
 from benchmarks.gpu.clips import Clip, clips, cropped
+from benchmarks.gpu.kernels import shared_kernel, warm_up
 from benchmarks.gpu.models import random_transformer
 from benchmarks.gpu.step import STORAGES, Inputs, case_of, config_of
 from benchmarks.gpu.table import Table, attempted
 from benchmarks.measure import seconds_of
 from benchmarks.rows import OURS, Measurement, Options, Row, measured_row, ratio_row
 from benchmarks.transformer import GUIDANCE
-from hyvideo_lib.memory import BlockSwap
+from hyvideo_lib.memory import BlockSwap, Offloader, Traffic
 from hyvideo_lib.pipeline import offload_transformer
 from hyvideo_lib.transformer import HunyuanVideoTransformer
 from hyvideo_lib.transformer.model import AllResident, BlockSource
 
 ALL = 10**6
-SWAPS = {"resident": BlockSwap(), OURS: BlockSwap(ALL, ALL, 1), "in turn": BlockSwap(ALL, ALL, 0)}
+SWAPS = {"resident": BlockSwap(), OURS: BlockSwap(ALL, ALL, 1), "in turn, pageable": BlockSwap(ALL, ALL, 0)}
+EXCHANGE = "exchange, pageable"
 NUM_SIDES = len(SWAPS) + 1
-NUM_SIZES = 3
-"""The largest and the two smallest. A turn of all sides takes its time, and 960 x 544 lies between them."""
+ORDER = (2, 3, 0)
+"""Of the sizes: 848 x 480, where copies have the least computing to hide behind of those that the aim is for; then
+512 x 320, with less; then the largest. A turn of all sides takes its time, and 960 x 544 lies between them."""
 Place = Callable[[Inputs], AbstractContextManager[tuple[BlockSource, int]]]
 """In the context all is ready for a pass over these inputs: where the blocks come from, and how many stay in RAM."""
-Turn = tuple[float, int | None, int, int]
-"""Seconds, bytes at most, bytes held before, blocks in RAM."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step of one side. peak: bytes at most; None where nobody counts. held: bytes before. swapped: blocks in RAM.
+    traffic: what came over meanwhile, and how long computing waited; None where nobody counts."""
+
+    seconds: float
+    peak: int | None
+    held: int
+    swapped: int
+    traffic: Traffic | None
 
 
 class Exchange(AllResident):
@@ -76,7 +92,7 @@ def cases_of(benchmark: str, storage: str, options: Options) -> Iterator[Case]:
         yield from in_turns(benchmark, case, model, sides, clip, options)
 
     sizes = clips(options.is_quick)
-    for clip in (*sizes[:1], *sizes[1:][1 - NUM_SIZES :]):
+    for clip in [sizes[place] for place in ORDER if place < len(sizes)]:
         case = case_of(clip, storage)
         yield Case(case, partial(rows, clip, case), OURS, NUM_SIDES * options.repeats * clip.operations(config))
 
@@ -109,14 +125,17 @@ def places(model: HunyuanVideoTransformer, device: torch.device) -> dict[str, Pl
         finally:
             model.to("cpu")
 
-    return {**{name: offloaded(swap) for name, swap in SWAPS.items()}, "exchange": exchanged}
+    return {**{name: offloaded(swap) for name, swap in SWAPS.items()}, EXCHANGE: exchanged}
 
 
 def in_turns(
     benchmark: str, case: str, model: HunyuanVideoTransformer, sides: dict[str, Place], clip: Clip, options: Options
 ) -> Iterator[Row]:
     """A row per side and the ratios to ours, round by round. A side that fails says why and takes no more turns."""
-    inputs = clip.inputs(model.config, model.compute_dtype, options.device)
+    config = model.config
+    inputs = clip.inputs(config, model.compute_dtype, options.device)
+    warm_up(options.device, model.compute_dtype, config.num_heads, clip.tokens, config.head_dim)
+    kernel = shared_kernel(options.device, model.compute_dtype, config.head_dim)
     rounds: dict[str, list[Turn]] = {side: [] for side in sides}
     for _ in range(options.repeats):
         for side in list(rounds):
@@ -132,7 +151,7 @@ def in_turns(
             yield from failed
     results = {side: measurement_of(turns) for side, turns in rounds.items()}
     for side, result in results.items():
-        yield measured_row(benchmark, case, side, result)
+        yield {**measured_row(benchmark, case, side, result), "attention": kernel}
     for side in results:
         if side != OURS and OURS in results:
             yield ratio_row(benchmark, case, side, results[OURS], results[side])
@@ -140,11 +159,17 @@ def in_turns(
 
 def one_turn(model: HunyuanVideoTransformer, place: Place, inputs: Inputs, device: torch.device) -> Turn:
     with place(inputs) as (source, num_swapped):
+        before = source.traffic if isinstance(source, Offloader) else None
         held = card.reset_peak(device)
         seconds = seconds_of(partial(model, **inputs, guidance=GUIDANCE, source=source), device)
-        return seconds, card.peak_of(device), held, num_swapped
+        traffic = source.traffic - before if isinstance(source, Offloader) and before is not None else None
+        return Turn(seconds, card.peak_of(device), held, num_swapped, traffic)
 
 
 def measurement_of(turns: list[Turn]) -> Measurement:
-    result = card.measurement([turn[0] for turn in turns], *turns[-1][1:3])
-    return Measurement(result.seconds, result.working_memory, {**result.more, "swapped": turns[-1][3]})
+    last = turns[-1]
+    result = card.measurement([turn.seconds for turn in turns], last.peak, last.held)
+    more: dict[str, Any] = {"swapped": last.swapped}
+    if last.traffic is not None:
+        more |= {"moved_bytes": last.traffic.moved_bytes, "stalled_seconds": last.traffic.stalled_seconds}
+    return Measurement(result.seconds, result.working_memory, {**result.more, **more})

@@ -39,10 +39,13 @@ class Table:
                 is_measured |= row["kind"] == "measured"
                 yield row
             if is_measured:
-                self._last = self._paces[case.side] = (self._now() - begin) / case.work
+                pace = (self._now() - begin) / case.work
+                # A small case takes longer for its work, as what is done once is most of it.
+                self._last = self._paces[case.side] = min(pace, self._paces.get(case.side, pace))
 
     def _has_time_for(self, case: Case) -> bool:
-        """By how long this side's last case took for its work, or that of any side; the first case may always try."""
+        """By the least time that a case of this side took for its work, or else that of the last side; the first case
+        may always try."""
         left = self._end - self._now()
         return left > 0 and self._paces.get(case.side, self._last) * case.work <= left
 

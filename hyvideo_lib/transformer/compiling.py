@@ -65,6 +65,12 @@ def _compile_all(plain: Chunks | Pieces, config: CompileConfig) -> dict[str, _Co
     }  # fmt: skip
 
 
+def has_failed(config: CompileConfig) -> bool:
+    """Whether what was to be compiled so runs as it is, as that was not possible."""
+    functions = compiled_pieces(config) if config.scope == "pieces" else compiled_chunks(config)
+    return any(getattr(functions, field.name)._state.has_failed for field in fields(functions))
+
+
 class _State:
     """Shared by the functions: once one could not be compiled, none is."""
 

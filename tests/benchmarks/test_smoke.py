@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import vae_seams
+from benchmarks import pieces, vae_seams
 from benchmarks.measure import compare, working_memory
 from benchmarks.random_file import QUICK, write_random
-from benchmarks.rows import OURS, Measurement, ratio_row, table
+from benchmarks.rows import OURS, Measurement, Options, ratio_row, table
 from hyvideo_lib.checkpoint import inspect_file, load_transformer
 from hyvideo_lib.quant import PRODUCTS
 from hyvideo_lib.vae import Tiles
@@ -64,6 +64,14 @@ def test_the_lean_blocks_are_compared_with_the_plain_ones_and_with_what_was_pred
     assert len(ratios) == 10
     assert all(row["peer"] == "plain" and row["output_difference"] < 1e-5 for row in ratios)
     assert all(0 < row["predicted_working_memory"] < 1 for row in ratios)
+
+
+def test_what_could_not_be_compiled_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "has_failed", lambda compiling: True)
+    sides = {OURS: lambda: torch.ones(1), pieces.AS_IS: lambda: torch.ones(1)}
+    options = Options(1, True, "", torch.device("cpu"), (torch.float32,), Path())
+    rows = list(pieces._rows("b", "c", sides, options, pieces.PIECES))
+    assert [row["kind"] for row in rows] == ["skipped"]
 
 
 @pytest.mark.parametrize("kind", ["double", "single"])

@@ -200,7 +200,9 @@ def test_where_compiling_fails_the_blocks_run_as_they_are_and_one_line_says_so(
     (record,) = (record for record in caplog.records if record.name == "hyvideo")
     assert "The blocks run uncompiled" in record.message
     assert "Cannot find a working triton installation" in record.message
+    assert compiling.has_failed(traced)
     forget_all()
+    assert not compiling.has_failed(traced)
 
 
 def test_a_system_without_any_compiler_falls_back_too(
