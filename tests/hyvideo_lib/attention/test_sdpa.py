@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hyvideo_lib.attention import attend
 from hyvideo_lib.attention import sdpa as sdpa_module
-from hyvideo_lib.attention.sdpa import is_unfused, sdpa
+from hyvideo_lib.attention.sdpa import has_kernel, is_unfused, sdpa, sdpa_in_rows
 
 CUDA = torch.device("cuda")
 
@@ -35,6 +35,42 @@ def test_masked_keys_are_not_seen() -> None:
     mask = make_mask(2, 1, 6, 6)
     assert difference(sdpa(q, k, v, mask), softmax_attention(q, k, v, mask)) <= 1e-6
     assert difference(sdpa(q, k, v), sdpa(q, k, v, torch.ones(6, 6, dtype=torch.bool))) <= 1e-6
+
+
+# Cards without any fused kernel
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [None, (6, 6), (2, 1, 1, 6), (2, 1, 6, 6), (2, 3, 6, 6)])
+@pytest.mark.parametrize("num_bytes", [1, 2 * 4 * 6 * 4, 2**27], ids=["one query", "four queries", "all"])
+def test_a_few_queries_at_a_time_attend_as_all_do(
+    monkeypatch, dtype: torch.dtype, shape: tuple[int, ...] | None, num_bytes: int
+) -> None:
+    monkeypatch.setattr(sdpa_module, "FLOAT32_BYTES", num_bytes)
+    q, k, v = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in make_qkv(dtype))
+    kept = k.clone()
+    mask = None if shape is None else make_mask(*shape)
+    found = sdpa_in_rows(q, k, v, mask)
+    assert (found.dtype, found.shape) == (dtype, q.shape)
+    if dtype == torch.float32:
+        assert difference(found, softmax_attention(q, k, v, mask)) <= 1e-6
+    else:
+        assert_rounded_once(found, softmax_attention(q, k, v, mask))
+    assert torch.equal(k, kept)
+
+
+def test_pytorch_is_asked_for_a_kernel(monkeypatch) -> None:
+    q, k, v = make_qkv()
+    answers = dict.fromkeys(sdpa_module.CHECKS, False)
+    for name in answers:
+        monkeypatch.setattr(torch.backends.cuda, name, lambda asked, name=name: answers[name])
+    assert not has_kernel(q, k, v)
+    for name in answers:
+        answers[name] = True
+        assert has_kernel(q, k, v, make_mask(2, 1, 6, 6))
+        answers[name] = False
+    monkeypatch.delattr(torch.backends.cuda, "SDPAParams")
+    assert has_kernel(q, k, v)  # an older PyTorch cannot be asked
 
 
 # Cards without a fused kernel for bfloat16
