@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from ..device import on_device
 from ..errors import InvalidSetting, MissingPackage, OutOfMemory
 from ..shortage import is_out_of_memory
 from .api import AUTO, BACKENDS, AttendFn, attend
@@ -119,7 +120,8 @@ def fastest(backends: Sequence[Backend], problem: Problem, time_fn: TimeFn | Non
         key = bucket, backend.name
         try:
             if key not in _seconds:
-                _seconds[key] = (time_fn or seconds_of)(backend.load_fn(), bucket)
+                with on_device(problem.device):
+                    _seconds[key] = (time_fn or seconds_of)(backend.load_fn(), bucket)
         except Exception as error:  # a kernel may give up at a length that the probe did not try
             if not is_out_of_memory(error):
                 _seconds[key] = float("inf")

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 
+from ..device import on_device
 from ..shortage import is_out_of_memory
 from .backend import Backend
 from .sdpa import sdpa
@@ -43,7 +44,8 @@ def probe(
     tokens: of the run, as kernels may be wrong for few; of many, TRIED_TOKENS are tried.
     """
     try:
-        return judge(backend, device, head_dim, dtype, tokens)
+        with on_device(device):
+            return judge(backend, device, head_dim, dtype, tokens)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -96,7 +96,7 @@ def _ffmpeg() -> dict[str, str]:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    from ..memory.vram import on_device
+    from ..device import on_device
     from .options import available_devices
 
     devices = []

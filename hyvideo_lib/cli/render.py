@@ -138,7 +138,6 @@ class Renderer:
         self.loras = loras
         self.progress = Progress(console)
         self.host = CardHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
-        self.host.become_current()
         self.encoding_notices: list[Notice] = []
         self._begin = time.perf_counter()
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device import on_device
 from .flat import FlatLayout
 from .pinned import PinnedPool, empty_bytes
 from .traffic import StallWatch, Traffic
-from .vram import give_back_pinned, on_device
+from .vram import give_back_pinned
 
 logger = logging.getLogger("hyvideo")
 

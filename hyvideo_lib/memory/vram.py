@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import platform
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -27,15 +26,6 @@ def free_device_bytes(device: torch.device) -> int | None:
     except RuntimeError:  # some of Intel's cards and drivers do not tell: as if no other program used the card
         unasked = api.get_device_properties(device).total_memory - api.memory_reserved(device)
     return int(unasked) + int(api.memory_reserved(device)) - int(api.memory_allocated(device))
-
-
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make the device the current one in this context, for calls that act on that.
-
-    PyTorch's streams go back to the current device's when they end, and so would wake up a first card that nobody uses.
-    """
-    api: Any = None if device.type == "cpu" else torch.get_device_module(device)
-    return api.device(device) if hasattr(api, "device") else nullcontext()
 
 
 def stay_on_card(device: torch.device) -> None:

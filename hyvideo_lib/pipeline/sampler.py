@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention import AUTO, PLAIN, Attention, Problem, choose_attention
 from ..caches import CacheConfig, StepCache
+from ..device import on_device
 from ..errors import OutOfMemory
 from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..host import Host
@@ -224,7 +225,7 @@ class SampleRun:
         latents = latents.to(self.host.device)
         kept = None if mask is None else Kept(clean, noise, mask)
         try:
-            with attach(self.model, self.loras):
+            with on_device(self.host.device), attach(self.model, self.loras):
                 velocity_fn = (ladder or Ladder(self)).velocity_fn(
                     lambda run: run._remembering(run.velocity_fn(step_cache)),
                     step_cache.forget if step_cache else lambda: None,
