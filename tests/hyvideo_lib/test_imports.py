@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hyvideo_lib"
-GROUND = {"errors", "host", "geometry", "finite", "lazy", "shortage"}
+GROUND = {"errors", "host", "geometry", "finite", "lazy", "shortage", "device"}
 MODELS = {"transformer", "vae", "text"}
 LIBRARY = GROUND | MODELS | {"atomic", "attention", "buckets", "memory", "quant", "sampling"}
 LIBRARY |= {"caches", "checkpoint", "lora", "video"}
@@ -28,14 +28,15 @@ MAY_IMPORT = {
     "buckets": {"errors"},
     "atomic": {"errors"},
     "shortage": set(),
-    "attention": {"errors", "host", "shortage"},
+    "device": set(),
+    "attention": {"errors", "host", "shortage", "device"},
     "memory": GROUND,
     "transformer": GROUND | {"attention"},
     "vae": GROUND | {"attention"},
     "text": GROUND,
     "sampling": GROUND,
     "caches": {"errors", "atomic", "sampling"},  # of the transformer it sees tokens only
-    "quant": {"errors", "transformer"},  # its layers are the transformer's, with another cast
+    "quant": {"errors", "shortage", "transformer"},  # its layers are the transformer's, with another cast
     "checkpoint": GROUND | MODELS | {"atomic", "quant"},
     "lora": {"errors", "lazy", "host", "atomic", "transformer", "quant", "checkpoint"},
     "video": {"errors", "geometry", "atomic"},
