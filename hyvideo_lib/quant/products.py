@@ -7,6 +7,7 @@ any storage: what rests in the product's own format is multiplied as it lies, ev
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +31,9 @@ FEWEST_TOKENS = 32
 """int8 kernels refuse fewer than 17 tokens; fewer than this are filled up."""
 PROBE_ERROR = 0.1
 """What a right product may differ by, of its norm; rounding to 8 bits takes 0.01 (int8) to 0.04 (fp8)."""
+SLOWEST = 1e8
+"""Multiplications a second, on a CPU. x86 with AMX forms 6e7 of fp8 by tensor in PyTorch 2.13, one by one; where PyTorch
+widens the numbers first, and in every other product, ten to a thousand times as many."""
 
 
 @dataclass(frozen=True)
@@ -231,18 +235,13 @@ def use_product(model: HunyuanVideoTransformer, name: str) -> None:
 
 
 def probe_product(name: str, device: str | torch.device, compute_dtype: torch.dtype) -> None:
-    """Multiply so on the device once, and see that the product is right.
+    """Multiply so on the device once, and see that the product is right, and on a CPU not slower than SLOWEST.
 
     Raises InvalidSetting with the device's own reason if it cannot, OutOfMemory where there is none to try it.
     """
     product, device = PRODUCTS[name], torch.device(device)
-    numbers = torch.Generator().manual_seed(0)
     try:
-        layer = Linear(64, 48, bias=False, device=device).requires_grad_(False)
-        layer.weight = nn.Parameter(cast_fp8(torch.randn(48, 64, generator=numbers)).to(device), False)
-        x = torch.randn(40, 64, generator=numbers).to(device, compute_dtype)
-        expected = DENSE.multiply(x, DENSE.ready(layer, compute_dtype, slice(None)), None).float()
-        found = product.multiply(x, product.ready(layer, compute_dtype, slice(None)), None).float()
+        found, expected = (side().float() for side in _sides(product, device, compute_dtype, 40, 64, 48))
         error = ((found - expected).norm() / expected.norm()).item()
         reason = "" if error <= PROBE_ERROR else "its product is wrong"
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as failure:  # each torch has its own
@@ -257,6 +256,40 @@ def probe_product(name: str, device: str | torch.device, compute_dtype: torch.dt
             f"{product.title} matrix products are not possible on {device}: {reason}. They need {product.needs}. "
             "Choose dense: the weights rest as they are, and only the products are formed in the compute dtype."
         )
+    if device.type == "cpu" and (pace := _pace(product, compute_dtype)) < SLOWEST:
+        raise InvalidSetting(
+            f"{product.title} matrix products are too slow on this processor: {pace / 1e6:.0f} million multiplications "
+            f"a second, as PyTorch has no kernel for it. They are for {product.needs}. Choose dense."
+        )
+
+
+def _sides(
+    product: EightBit, device: torch.device, dtype: torch.dtype, count: int, width: int, out_features: int
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """The same tokens [count, width] times the same weight: in 8 bits, and as it is defined."""
+    numbers = torch.Generator().manual_seed(0)
+    layer = Linear(width, out_features, bias=False, device=device).requires_grad_(False)
+    layer.weight = nn.Parameter(cast_fp8(torch.randn(out_features, width, generator=numbers)).to(device), False)
+    x = torch.randn(count, width, generator=numbers).to(device, dtype)
+
+    def multiply(kind: Product) -> Tensor:
+        return kind.multiply(x, kind.ready(layer, dtype, slice(None)), None)
+
+    return lambda: multiply(product), lambda: multiply(DENSE)
+
+
+def _pace(product: EightBit, dtype: torch.dtype) -> float:
+    """Multiplications a second on the CPU. The faster of two runs decides, and a fast one is enough."""
+    count, width = 256, 512  # large enough that other programs on the processor do not decide
+    multiply, _ = _sides(product, torch.device("cpu"), dtype, count, width, width)
+    pace = 0.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        multiply()
+        pace = max(pace, count * width * width / (time.perf_counter() - begun))
+        if pace >= SLOWEST:
+            break
+    return pace
 
 
 def _token_layers(model: HunyuanVideoTransformer) -> Iterator[Linear]:

@@ -106,6 +106,8 @@ def test_fp8_products_are_taken_where_there_are_fp8_weights(generate):
     assert (refused.code, refused.error) == (2, "invalid_setting")
     assert "loading" not in refused.stderr
     answer = generate(PROMPT, *words, "--storage-dtype", "float8_e4m3fn", "--out", "a.mp4")
+    if answer.error and "too slow on this processor" in answer.message:
+        pytest.skip("this processor multiplies fp8 too slowly, and is refused")
     assert answer.report["videos"][0]["settings"]["matmul"] == "fp8"
 
 

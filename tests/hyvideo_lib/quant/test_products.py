@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.memory.dry_run import AllocationCounter
 from hyvideo_lib.pipeline.dry_run import transformer_work
 from hyvideo_lib.pipeline.precision import DENSE, MATMULS
-from hyvideo_lib.quant import PRODUCTS, cast_fp8, plain_fp8_state_dict, probe_product, use_product
+from hyvideo_lib.quant import PRODUCTS, cast_fp8, plain_fp8_state_dict, probe_product, products, use_product
 from hyvideo_lib.quant.ggml import GGML_FORMATS
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
 from hyvideo_lib.quant.products import AT_ONCE, Rounded, round_rows
@@ -42,11 +43,13 @@ BY_ROW = ("fp8_rows", "int8")
 
 
 def refused(name: str) -> str:
-    """Why this machine does not multiply so; "" if it does."""
-    try:
-        probe_product(name, "cpu", torch.float32)
-    except InvalidSetting as error:
-        return str(error)
+    """Why this machine does not multiply so; "" if it does, however slowly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "SLOWEST", 0)
+        try:
+            probe_product(name, "cpu", torch.float32)
+        except InvalidSetting as error:
+            return str(error)
     return ""
 
 
@@ -356,6 +359,19 @@ def test_a_wrong_product_is_not_taken_for_one(name, kernel, monkeypatch):
     monkeypatch.setattr(torch, kernel, lambda a, b, *_, **__: torch.ones(a.shape[0], b.shape[1], dtype=dtype))
     with pytest.raises(InvalidSetting, match="its product is wrong"):
         probe_product(name, "cpu", torch.bfloat16)
+
+
+def test_a_processor_without_a_kernel_is_refused_with_its_pace(monkeypatch):
+    quick = torch._int_mm
+
+    def slow(a, b):
+        time.sleep(1)
+        return quick(a, b)
+
+    probe_product("int8", "cpu", torch.bfloat16)
+    monkeypatch.setattr(torch, "_int_mm", slow)
+    with pytest.raises(InvalidSetting, match=r"int8 matrix products are too slow on this processor: [3-6]\d million"):
+        probe_product("int8", "cpu", torch.bfloat16)
 
 
 def test_the_setting_has_these_names():
