@@ -32,8 +32,8 @@ FEWEST_TOKENS = 32
 PROBE_ERROR = 0.1
 """What a right product may differ by, of its norm; rounding to 8 bits takes 0.01 (int8) to 0.04 (fp8)."""
 SLOWEST = 1e8
-"""Multiplications a second, on a CPU. x86 with AMX forms 6e7 of fp8 by tensor in PyTorch 2.13, one by one; where PyTorch
-widens the numbers first, and in every other product, ten to a thousand times as many."""
+"""Multiplications a second, on a CPU. x86 with AMX forms 6e7 of fp8 by tensor in PyTorch 2.13, one by one; where
+PyTorch widens the numbers first, and in every other product, ten to a thousand times as many."""
 
 
 @dataclass(frozen=True)

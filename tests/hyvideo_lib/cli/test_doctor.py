@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 from hyvideo_lib.attention import BACKENDS
 from hyvideo_lib.cli import doctor, main
 from hyvideo_lib.demo import assets
 from hyvideo_lib.quant import PRODUCTS
+
+REFUSED = re.compile("are not possible on cpu|are too slow on this processor")
 
 
 def test_the_report_names_versions_devices_memory_and_attention(hyvideo):
@@ -17,7 +20,7 @@ def test_the_report_names_versions_devices_memory_and_attention(hyvideo):
     assert cpu["name"] == "cpu"
     assert cpu["attention"]["sdpa"] == "ok"
     assert tuple(cpu["matmul"]) == tuple(PRODUCTS)
-    assert all(said == "ok" or "are not possible on cpu" in said for said in cpu["matmul"].values())
+    assert all(said == "ok" or REFUSED.search(said) for said in cpu["matmul"].values())
     for name, backend in BACKENDS.items():
         said = cpu["attention"][name]
         assert said == "ok" or said.endswith(backend.install)
