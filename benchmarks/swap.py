@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.rows import OURS, Options, Row, simulated_row
-from hyvideo_lib.memory.block_swap import spread_evenly
+from hyvideo_lib.memory.block_swap import swap_order
 from hyvideo_lib.memory.simulate import StreamCost, simulate
 
 HIDDEN, DOUBLE, SINGLE = 3072, 20, 40
@@ -41,7 +41,7 @@ def run(options: Options) -> Iterator[Row]:
         for count in SWAPPED:
             case = f"{name}, {count} of {len(KINDS)} blocks swapped"
             if options.wants(case):
-                kept = frozenset(range(len(KINDS))) - frozenset(spread_evenly(count, len(KINDS)))
+                kept = frozenset(swap_order(len(KINDS))[count:])
                 for side, cost in costs(seconds, kept).items():
                     stalled = cost.stalled / cost.seconds
                     yield simulated_row("swap", case, side, cost.seconds / STEPS, stalled, cost.moved // STEPS)

@@ -216,22 +216,26 @@ def manage(offloader: Offloader, device: torch.device) -> Any:
     return _managed_class()(offloader, device)
 
 
-def load(*managed: Any, working_bytes: int) -> None:
+def load(*managed: Any, working_bytes: int, most: int | None = None) -> None:
     """Bring managed models to their device; others move out if that and `working_bytes` beside them need the room.
 
-    Fewer blocks come where memory runs out on the way, as it does if another program took some meanwhile.
+    most: bytes of each that may be there; None is without bound. Fewer blocks come where memory runs out on the way, as
+    it does if another program took some meanwhile.
     """
     import comfy.model_management as mm
 
     size = sum(int(model.model_size()) for model in managed)
     more = 0
+    for model in managed:
+        model.most = most
     while not _came(managed, working_bytes + more, is_last=more >= size):
         mm.soft_empty_cache()
         more += max(1, size // LOAD_STEPS)
         logger.warning("memory ran out while weights were loaded: trying with fewer blocks")
     for model in managed:
         # A model that was there already is not made smaller by ComfyUI when a run needs more room than the last one.
-        missing = working_bytes - free_bytes(model.load_device)
+        over = 0 if most is None else model.loaded_size() - most
+        missing = max(over, working_bytes - free_bytes(model.load_device))
         if missing > 0 and model.load_device.type != "cpu":
             freed = model.partially_unload(model.offload_device, missing)
             logger.info("%d MiB of blocks stay in RAM to make room for the run", freed // 2**20)
@@ -263,6 +267,7 @@ def _managed_class() -> type[Any]:
 
         def __init__(self, offloader: Offloader, load_device: torch.device) -> None:
             self.offloader = offloader
+            self.most: int | None = None
             super().__init__(offloader.module, load_device, torch.device("cpu"), size=offloader.num_bytes)
 
         def clone(self, *args: Any, **kwargs: Any) -> Any:
@@ -279,6 +284,7 @@ def _managed_class() -> type[Any]:
 
         def partially_load(self, device_to: torch.device, extra_memory: float = 0, **_: Any) -> int:
             budget = None if extra_memory >= 1e30 else self.offloader.loaded_bytes + int(extra_memory)
+            budget = min((bound for bound in (budget, self.most) if bound is not None), default=None)
             return self.offloader.load(device_to, budget)
 
         def partially_unload(self, device_to: torch.device, memory_to_free: float = 0, **_: Any) -> int:

@@ -188,7 +188,7 @@ class LoadTransformer(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..hyvideo_lib.checkpoint import load_transformer
         from ..hyvideo_lib.checkpoint.variants import name_contradiction
-        from ..hyvideo_lib.pipeline import offload_transformer
+        from ..hyvideo_lib.pipeline import SettledRuns, offload_transformer
 
         path = resolve(file, assets.TRANSFORMER, *TRANSFORMER_KINDS)
         report = check_variant(path, variant)
@@ -208,8 +208,10 @@ class LoadTransformer(io.ComfyNode):
         )
         offloader = offload_transformer(model, block_swap)
         managed = comfy_host.manage(offloader, device)
-        handle = TransformerHandle(path.name, report, model, offloader, managed, attention, compiling=compile)
-        return io.NodeOutput(handle)
+        settled = SettledRuns()
+        return io.NodeOutput(
+            TransformerHandle(path.name, report, model, offloader, managed, attention, settled, compiling=compile)
+        )
 
 
 class LoadTextEncoders(io.ComfyNode):

@@ -101,7 +101,7 @@ class Sampler(io.ComfyNode):
         config = model.model.config
         given = check_size_of(check_samples(latents, config.out_channels), config)
         options = replace(guidance_options or GuidanceConfig(), embedded=guidance)
-        check_texts(embeds, options, config)
+        check_texts(embeds, options, config, len(given))
         if sigmas is None:
             levels = truncate_sigmas(make_sigmas(steps, shift), strength)
         else:
@@ -112,8 +112,7 @@ class Sampler(io.ComfyNode):
         host = comfy_host.ComfyHost(cls.hidden.unique_id, model.managed.load_device, has_previews=True)
         run = SampleRun(
             model.model,
-            embeds.positive,
-            embeds.negative,
+            *texts_of(embeds, 0),
             levels,
             SCALING,
             host,
@@ -129,17 +128,22 @@ class Sampler(io.ComfyNode):
         room = comfy_host.room_bytes(model.managed.load_device)
         if room is not None:
             room += model.offloader.memo_bytes  # is of the run's work
+        asked = run
         run, working = run.fitted(given.shape[2:], room)
+        run, most = model.settled.begin(run, given.shape[2:], room)
         caches = [run.start_cache(given.shape[2:]) for _ in given]
         seeds = consecutive_seeds(seed, len(given))
         before = model.offloader.traffic
         with measured(host.device) as log:
-            comfy_host.load(model.managed, working_bytes=working)
+            comfy_host.load(model.managed, working_bytes=working, most=most)
             run = run.attending(given.shape[2:])
             ladder = Ladder(run)
-            videos = [
-                run.make(given[i : i + 1], seed, masks and masks[i], caches[i], ladder) for i, seed in enumerate(seeds)
-            ]
+            videos = []
+            for i, seed in enumerate(seeds):
+                positive, negative = texts_of(embeds, i)
+                ladder.run = replace(ladder.run, positive=positive, negative=negative)
+                videos.append(ladder.run.make(given[i : i + 1], seed, masks and masks[i], caches[i], ladder))
+            model.settled.learn(asked, ladder.run, given.shape[2:], room)
             log.traffic, log.attention = model.offloader.traffic - before, run.attention.name
             log.swapped_blocks, log.rungs = model.offloader.num_swapped, tuple(run.rungs)
         assert log.report is not None
@@ -244,8 +248,19 @@ def check_size_of(samples: Tensor, config: TransformerConfig) -> Tensor:
     return samples
 
 
-def check_texts(embeds: Embeds, guidance: GuidanceConfig, config: TransformerConfig) -> None:
-    """Raises InvalidGuidance for CFG without a negative prompt, InvalidSetting for another model's embeds."""
+def texts_of(embeds: Embeds, video: int) -> tuple[TextEmbeds, TextEmbeds | None]:
+    """The prompts of one video of a batch: its own row where there is one for each."""
+    positive, negative = (
+        side if side is None or len(side) == 1 else side.row(video) for side in (embeds.positive, embeds.negative)
+    )
+    assert positive is not None
+    return positive, negative
+
+
+def check_texts(embeds: Embeds, guidance: GuidanceConfig, config: TransformerConfig, num_videos: int = 1) -> None:
+    """Raises InvalidGuidance for CFG without a negative prompt, InvalidSetting for another model's embeds, or another
+    number of prompts than one, or one for each video.
+    """
     if guidance.uses_cfg and embeds.negative is None:
         raise InvalidGuidance(
             f"cfg_scale is {guidance.cfg_scale:g}, which needs a negative prompt, but these embeds have none. Connect "
@@ -254,6 +269,11 @@ def check_texts(embeds: Embeds, guidance: GuidanceConfig, config: TransformerCon
     for side in (embeds.positive, embeds.negative):
         if side is not None:
             _check_widths(side, config)
+            if len(side) not in (1, num_videos):
+                raise InvalidSetting(
+                    f"{len(side)} prompts were encoded, but there are {num_videos} videos to make. Encode one prompt, "
+                    "or one for each video."
+                )
 
 
 def _check_widths(embeds: TextEmbeds, config: TransformerConfig) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..hyvideo_lib.checkpoint import FileReport
     from ..hyvideo_lib.lora import LoraUse
     from ..hyvideo_lib.memory import Offloader
+    from ..hyvideo_lib.pipeline import SettledRuns
     from ..hyvideo_lib.text import ClipTextEncoder, LlamaTextEncoder, TextEmbeds
     from ..hyvideo_lib.transformer import CompileConfig, HunyuanVideoTransformer
     from ..hyvideo_lib.vae import CausalVideoVAE, TinyVAE
@@ -43,6 +44,7 @@ class TransformerHandle:
     """HYV_MODEL. managed: what ComfyUI's memory manager knows the model as; it lives as long as the handle.
 
     loras: act while the sampler runs; handles that differ in them share the model. compiling: as SampleRun takes it.
+    settled: what runs of this model came down to when memory ran out.
     """
 
     name: str
@@ -51,6 +53,7 @@ class TransformerHandle:
     offloader: Offloader
     managed: Any
     attention: str
+    settled: SettledRuns
     loras: tuple[LoraUse, ...] = ()
     compiling: CompileConfig | None = None
 

@@ -37,31 +37,34 @@ class BlockSwap:
             raise InvalidSetting(f"prefetch is {self.prefetch}, but must be 0 or more blocks.")
 
 
-def spread_evenly(count: int, total: int) -> list[int]:
-    """`count` of the indices 0..total - 1 at even distances, so that copies and computing alternate; all if too many.
+def swap_order(total: int) -> list[int]:
+    """The indices 0..total - 1 in the order in which blocks are given up.
 
-    count: 0 or more.
+    However many of the first are taken, they lie apart, no distance more than twice another, so that copies and
+    computing alternate. As fewer are always among more, another number moves only the blocks that it must. The order is
+    that of the numbers from 1 on with their binary digits reversed.
     """
-    count = min(count, total)
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+    digits = total.bit_length()
+    return sorted(range(total), key=lambda index: f"{index + 1:0{digits}b}"[::-1])
 
 
 def choose_blocks(swap: BlockSwap, num_double: int, num_single: int) -> frozenset[int]:
     """The blocks that are swapped in any case, in one numbering with the double ones first."""
-    double = spread_evenly(max(0, swap.double_blocks), num_double)
-    single = spread_evenly(max(0, swap.single_blocks), num_single)
+    double = swap_order(num_double)[: max(0, swap.double_blocks)]
+    single = swap_order(num_single)[: max(0, swap.single_blocks)]
     return frozenset((*double, *(num_double + i for i in single)))
 
 
 def fit_resident(sizes: Sequence[int], candidates: Sequence[int], budget: int | None, num_slots: int = 0) -> list[int]:
-    """Which of the candidate blocks can stay on the device within `budget` bytes (None: all), spread evenly.
+    """Which of the candidate blocks can stay on the device within `budget` bytes (None: all), in their own order.
 
     sizes: bytes of every block. num_slots: places of the largest swapped block's size that are taken from the budget
-    as soon as any block is swapped. The answer leaves out as few as possible.
+    as soon as any block is swapped. The answer leaves out as few as possible, the first ones of `swap_order`, and so
+    what stays within a smaller budget stays within a larger one too.
     """
+    order = swap_order(len(candidates))
     for out in range(len(candidates) + 1):
-        left_out = set(spread_evenly(out, len(candidates))) if out else set()
-        kept = [index for place, index in enumerate(candidates) if place not in left_out]
+        kept = [candidates[place] for place in sorted(order[out:])]
         if budget is None or sum(sizes[i] for i in kept) + slot_bytes(sizes, kept, num_slots) <= budget:
             return kept
     return []

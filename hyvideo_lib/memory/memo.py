@@ -72,6 +72,8 @@ class ModulationMemo:
         between modulations; may raise.
         """
         wanted = {_key(vec): vec for vec in vecs}
+        for key in wanted.keys() & self._known.keys():  # the last to be forgotten
+            self._known[key] = self._known.pop(key)
         for modulation in modulations:
             check_fn()
             missing = [(key, vec) for key, vec in wanted.items() if self._find(modulation, key) is None]

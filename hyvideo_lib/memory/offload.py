@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .block_stream import BlockStream
-from .block_swap import BlockSwap, choose_blocks, fit_resident
+from .block_swap import BlockSwap, choose_blocks, fit_resident, slot_bytes
 from .copy_engine import HostBlock, can_stream
 from .memo import ModulationMemo, VectorsFn
 from .pinned import PinnedPool
@@ -23,6 +23,8 @@ from .traffic import Traffic
 
 CopyFn = Callable[[Tensor, torch.device], Tensor]
 OnLoanFn = Callable[[Sequence[nn.Module]], AbstractContextManager[object]]
+IDLE_SHARE = 0.25
+"""Of the pinned memory, that blocks which came to stay on the device may leave unused: all of it is given back then."""
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -79,8 +81,9 @@ class Offloader:
     home itself, and then nothing is ever copied. copy_fn: how a tensor gets to a device. can_stream_fn: whether copies
     to a device can run beside computing. aside: the blocks' modulations, which are always at home but while they
     are visited, and whose vectors are remembered (memory.memo). keep_pinned: whether streamed blocks may be copied into
-    pinned memory for good, which pays where they are streamed again and again. on_loan_fn: makes the context in which a
-    block computes if its tensors are all copies that nothing needs after its turn, from the modules that hold them.
+    pinned memory for as long as the module is loaded, which pays where they are streamed again and again. on_loan_fn:
+    makes the context in which a block computes if its tensors are all copies that nothing needs after its turn, from
+    the modules that hold them.
     """
 
     def __init__(
@@ -118,13 +121,16 @@ class Offloader:
         self._streamed = Traffic()  # through streams that are closed, and by blocks copied in their turn
         swapped = choose_blocks(self.swap, num_double, len(blocks) - num_double)
         self._candidates = [i for i in range(len(blocks)) if i not in swapped]
-        self.num_bytes = self._fixed.num_bytes + sum(part.num_bytes for part in self._blocks)
-        """Bytes on the device if everything is there that ever stays there."""
+        self.block_bytes = [part.num_bytes for part in self._blocks]
+        self.fixed_bytes = self._fixed.num_bytes
+        """Bytes of what is on the device whenever the module is loaded."""
+        staying = self.fixed_bytes + sum(self.block_bytes[i] for i in self._candidates)
+        self.num_bytes = staying + slot_bytes(self.block_bytes, self._candidates, self.swap.prefetch + 1)
+        """Bytes on the device if everything is there that ever stays there, and slots for what does not."""
         self.visit_bytes = max((part.num_bytes for part in self._aside.values()), default=0)
         """Bytes that a visit takes beside them."""
         self.is_apart = False
         """Whether home is elsewhere: something was copied to get to the device."""
-        self.block_bytes = [part.num_bytes for part in self._blocks]
         self.aside_bytes = sum(part.num_bytes for part in self._aside.values())
         self.device: torch.device | None = None
         """Where it is loaded; None while at home."""
@@ -159,10 +165,9 @@ class Offloader:
         self.device = device
         try:
             self._place(budget)
+            self._unpin_idle()
             if self.num_swapped:
                 self._open_stream()
-            else:
-                self._unpin()
         except BaseException:
             self.go_home()
             raise
@@ -172,9 +177,9 @@ class Offloader:
     def _place(self, budget: int | None) -> None:
         """Send blocks home and bring others, as `budget` bytes allow."""
         assert self.device is not None
-        for_blocks = None if budget is None else max(0, budget - self._fixed.num_bytes)
-        sizes = [part.num_bytes for part in self._blocks]
-        kept = set(fit_resident(sizes, self._candidates, for_blocks, self._prefetch + 1))  # one is being computed
+        for_blocks = None if budget is None else max(0, budget - self.fixed_bytes)
+        num_slots = self._prefetch + 1  # one is being computed
+        kept = set(fit_resident(self.block_bytes, self._candidates, for_blocks, num_slots))
         swapped = [i for i in range(len(self._blocks)) if i not in kept]
         if self._stream and self._stream.blocks != frozenset(swapped):
             self._close_stream()
@@ -199,22 +204,33 @@ class Offloader:
             self._pool = PinnedPool(sum(host.layout.num_bytes for host in hosts.values()), self.device)
         self._stream = BlockStream(hosts, self._prefetch, self.device, self._pool)
 
+    def _unpin_idle(self) -> None:
+        """Give back pinned memory of which much holds blocks that are on the device now."""
+        idle = sum(
+            host.layout.num_bytes
+            for place, host in self._hosts.items()
+            if host.pinned is not None and self._blocks[place].is_away
+        )
+        if self._pool and idle > IDLE_SHARE * self._pool.num_bytes:
+            self._unpin()
+
     def _unpin(self) -> None:
-        """Give back the blocks' copies in pinned memory, which nothing streams."""
+        """Give back the blocks' copies in pinned memory. Nothing streams."""
         for host in self._hosts.values():
             host.unpin()
         self._pool = None
 
     def unload(self, num_bytes: int) -> int:
-        """Send blocks home until `num_bytes` are free, or all of them are; the bytes that left."""
+        """Send blocks home until `num_bytes` are free, or all of them are; the bytes that left. Copies nothing."""
         before = self.loaded_bytes
         if self.device is not None and self._blocks:
             self._place(max(0, before - num_bytes))  # slots for them are made when they are needed
         return before - self.loaded_bytes
 
     def go_home(self) -> None:
-        """Take everything off the device."""
+        """Take everything off the device, and give pinned memory back."""
         self._close_stream()
+        self._unpin()
         self._memo.clear()
         for part in (self._fixed, *self._blocks):
             part.go_home()  # one that is lent just now as well

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
     from .run import Result, generate
     from .sampler import SampleRun, offload_transformer
+    from .settled import SettledRuns
     from .stages import PixelStage, SampleStage, Texts, TextStage
     from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
     from .tiles import FIT, FIT_SHARED, TilesChoice, VAEWork, tiles_settings
@@ -42,6 +43,7 @@ else:
             "request": "NEGATIVE_PROMPT GenerateRequest check_prompt",
             "run": "Result generate",
             "sampler": "SampleRun offload_transformer",
+            "settled": "SettledRuns",
             "stages": "PixelStage SampleStage Texts TextStage",
             "texts": "TEXT_WORKING_BYTES bringing_layers offload_text_encoder",
             "tiles": "FIT FIT_SHARED TilesChoice VAEWork tiles_settings",
@@ -68,6 +70,7 @@ __all__ = [
     "RunReport",
     "SampleRun",
     "SampleStage",
+    "SettledRuns",
     "StageReport",
     "TextStage",
     "Texts",

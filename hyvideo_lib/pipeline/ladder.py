@@ -96,10 +96,9 @@ class Ladder:
             rung = RUNGS[self._next]
             self._next = (self._next + 1) % len(RUNGS)
             found, reason = attempt(lambda step: (step(self.run),), rung)
-            if found is None:
-                where += f", and again while blocks were moved ({reason})"
-                break
-            if found[0] is not None:
+            if found is None:  # others may give what this one needed itself
+                where += f", and again at a step down ({reason})"
+            elif found[0] is not None:
                 self.run, words = found[0]
                 self.run.rungs.append(words)
                 give_back(device)

@@ -99,9 +99,8 @@ def sketch_text(role: str, path: Path | None, precision: Precision) -> TextSketc
 
 def weights_of(offloader: Offloader, num_double: int, is_mapped: bool = True) -> Weights:
     """What an Offloader has in hand, as the planner counts it."""
-    blocks = offloader.block_bytes
-    fixed = offloader.num_bytes - sum(blocks)
-    return Weights(fixed, tuple(blocks), num_double, offloader.visit_bytes, offloader.aside_bytes, is_mapped)
+    blocks, fixed = tuple(offloader.block_bytes), offloader.fixed_bytes
+    return Weights(fixed, blocks, num_double, offloader.visit_bytes, offloader.aside_bytes, is_mapped)
 
 
 def is_mapped(path: Path | None, precision: Precision) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,11 +19,10 @@ from ..finite import check_finite
 from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 from ..host import Host
 from ..lora import LoraUse
-from ..memory import BlockSwap, Offloader, Traffic, free_device_bytes, module_bytes
+from ..memory import BlockSwap, Traffic, free_device_bytes, module_bytes
 from ..memory.vram import give_back
 from ..sampling import make_sigmas, truncate_sigmas
 from ..text import ClipTextEncoder, LlamaTextEncoder, PromptTemplate, TextEmbeds, encode_prompt
-from ..transformer import LeanConfig
 from ..vae import CausalVideoVAE, Tiles, TinyVAE
 from ..video import FlatWatch, frames_from_pixels, pixels_from_frames
 from .clock import STAGES, Clock
@@ -35,6 +34,7 @@ from .precision import Precision
 from .report import describe_tiles
 from .request import GenerateRequest
 from .sampler import SampleRun, offload_transformer
+from .settled import SettledRuns
 from .texts import TEXT_WORKING_BYTES, bringing_layers, offload_text_encoder
 from .tiles import TilesChoice, VAEWork, free_bytes
 
@@ -108,19 +108,6 @@ class TextStage:
         give_back(self._host.device)
 
 
-@dataclass(frozen=True)
-class Settled:
-    """What a run came down to when memory ran out. weights: bytes of them on the device."""
-
-    lean: LeanConfig
-    batched: bool
-    weights: int
-
-    @classmethod
-    def of(cls, run: SampleRun, source: Offloader) -> Settled:
-        return cls(run.lean, run.guidance.batched, source.loaded_bytes)
-
-
 class SampleStage:
     """The transformer. Blocks that do not fit beside the work of a request stay in RAM; swap: which do in any case."""
 
@@ -149,7 +136,7 @@ class SampleStage:
         self._loras: dict[tuple[LoraChoice, ...], tuple[LoraUse, ...]] = {}
         self.cache_report: CacheReport | None = None
         """What the step cache did in the last video; None without one."""
-        self._settled: dict[object, Settled] = {}
+        self._settled = SettledRuns()
 
     def __call__(
         self,
@@ -191,14 +178,13 @@ class SampleStage:
             step_cache = step_cache or run.start_cache(request.latent_shape)
             before = self._offloader.traffic
             try:
-                run = self._load(run, request.latent_shape, self._settled.get(_needs(request)))
-                run = run.attending(request.latent_shape)
+                asked, room = run, self._room(run, request.latent_shape)
+                run = self._load(run, request.latent_shape, room).attending(request.latent_shape)
                 self.attention = run.attention.name
                 logger.info("attention by %s", self.attention)
                 ladder = Ladder(run)
                 latents = run.make(start, seed, step_cache=step_cache, ladder=ladder)
-                if ladder.run.rungs:
-                    self._settled[_needs(request)] = Settled.of(ladder.run, self._offloader)
+                self._settled.learn(asked, ladder.run, request.latent_shape, room)
             finally:
                 log.rungs = tuple(run.rungs)
                 log.traffic, log.attention = self._offloader.traffic - before, self.attention
@@ -207,23 +193,21 @@ class SampleStage:
             log.skipped_steps = self.cache_report.skipped_steps if self.cache_report else None
             return latents
 
-    def _load(self, run: SampleRun, latent_shape: tuple[int, int, int], settled: Settled | None) -> SampleRun:
-        """Bring the model to the device, of its blocks as many as leave room for the work; the run as it fits.
+    def _room(self, run: SampleRun, latent_shape: tuple[int, int, int]) -> int | None:
+        """Bytes of the device for weights and work together, after the host was asked for memory; None is no bound."""
+        if free_device_bytes(self._host.device) is None:
+            return None
+        self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
+        free = free_device_bytes(self._host.device) or 0
+        return free + self._offloader.loaded_bytes + self._offloader.memo_bytes  # the last is of the run's work
 
-        settled: what a run of the same needs came down to when memory ran out; this one begins there.
-        """
-        budget = None
-        if free_device_bytes(self._host.device) is not None:
-            self._host.request_memory(self._offloader.num_bytes + run.working_bytes(latent_shape))
-            free = free_device_bytes(self._host.device) or 0
-            room = free + self._offloader.loaded_bytes + self._offloader.memo_bytes  # the last is of the run's work
-            run, working = run.fitted(latent_shape, room)
-            budget = max(0, room - working)
-        else:
-            run, _ = run.fitted(latent_shape, None)
-        if settled:
-            run = replace(run, lean=settled.lean, guidance=replace(run.guidance, batched=settled.batched))
-            budget = settled.weights if budget is None else min(budget, settled.weights)
+    def _load(self, run: SampleRun, latent_shape: tuple[int, int, int], room: int | None) -> SampleRun:
+        """Bring the model to the device, of its blocks as many as leave room for the work; the run as it fits."""
+        run, working = run.fitted(latent_shape, room)
+        run, most = self._settled.begin(run, latent_shape, room)
+        budget = None if room is None else max(0, room - working)
+        if most is not None:
+            budget = most if budget is None else min(budget, most)
         load_weights(run, self._offloader, budget)
         if self._offloader.num_swapped:
             logger.info("%d blocks stay in RAM and are copied when they are needed", self._offloader.num_swapped)
@@ -352,11 +336,6 @@ class PixelStage:
     def close(self) -> None:
         del self._vae
         give_back(self._host.device)
-
-
-def _needs(request: GenerateRequest) -> object:
-    """What decides how much memory sampling takes."""
-    return request.latent_shape, request.guidance, request.loras, request.cache
 
 
 def _video_size(latents: Tensor) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -265,6 +266,14 @@ def test_text_of_another_model_is_refused(sample, embeds, errors, pack):
         sample(embeds=type(embeds)(other, None, "video"))
 
 
+def test_every_video_of_a_batch_may_have_its_own_prompt(sample, plain, embeds, errors, pack):
+    two = replace(embeds, positive=embeds.positive.repeat(2))
+    both = sample(embeds=two, seed=0, latents={"samples": torch.zeros(2, 16, 2, 4, 4)})[0]["samples"]
+    assert torch.equal(both[:1], plain)
+    with pytest.raises(errors.InvalidSetting, match=r"2 prompts were encoded, but there are 3 videos to make\."):
+        sample(embeds=two, latents={"samples": torch.zeros(3, 16, 2, 4, 4)})
+
+
 def test_a_video_that_would_be_black_stops_at_its_step(sample, embeds, errors, pack):
     broken = embeds.positive
     broken = pack.hyvideo_lib.text.TextEmbeds(
@@ -375,14 +384,38 @@ def test_memory_that_never_suffices_is_comfyuis_error_with_our_numbers(sample, p
     assert torch.equal(sample()[0]["samples"], plain)
 
 
-def test_memory_that_suffices_the_second_time_gives_the_same_video(sample, plain, model, texts, monkeypatch):
-    final_layer = model.model.final_layer
+@pytest.fixture
+def unsettled(pack, model):
+    """The same model, of which no run ran out of memory."""
+    return replace(model, settled=pack.hyvideo_lib.pipeline.SettledRuns())
+
+
+def test_memory_that_suffices_the_second_time_gives_the_same_video(sample, plain, unsettled, texts, monkeypatch):
+    final_layer = unsettled.model.final_layer
     monkeypatch.setattr(
         final_layer, "forward", throwing(torch.OutOfMemoryError("no room"), final_layer.forward, times=1)
     )
-    found = sample()[0]["samples"]
+    found = sample(model=unsettled)[0]["samples"]
     assert (found - plain).abs().max() <= 1e-5 * plain.abs().max()
     assert "memory ran out, so: heads in 2 groups" in texts()[-1]
+
+
+def test_what_ran_out_in_one_prompt_is_not_tried_again_in_the_next(sample, plain, unsettled, monkeypatch):
+    forward, failed = unsettled.model.forward, []
+
+    def short(*args, lean, **kwargs):
+        if lean.head_groups == 1:
+            failed.append(lean)
+            raise torch.OutOfMemoryError("no room")
+        return forward(*args, lean=lean, **kwargs)
+
+    monkeypatch.setattr(unsettled.model, "forward", short)
+    for _ in range(3):
+        found = sample(model=unsettled)[0]["samples"]
+        assert (found - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert len(failed) == 1
+    sample(model=unsettled, latents={"samples": torch.zeros(1, 16, 1, 4, 4)})  # of another size nothing is known
+    assert len(failed) == 2
 
 
 def test_another_seed_moves_no_weights(sample, model, mm, monkeypatch):

@@ -5,24 +5,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyvideo_lib.errors import InvalidSetting
-from hyvideo_lib.memory.block_swap import BlockSwap, choose_blocks, fit_resident, spread_evenly
+from hyvideo_lib.memory.block_swap import BlockSwap, choose_blocks, fit_resident, swap_order
 
 
-@given(total=st.integers(0, 60), count=st.integers(0, 80))
-def test_swapped_blocks_are_spread_evenly(total, count):
-    chosen = spread_evenly(count, total)
-    assert len(chosen) == len(set(chosen)) == min(count, total)
-    assert all(0 <= index < total for index in chosen)
-    assert chosen == sorted(chosen)
-    gaps = [b - a for a, b in pairwise(chosen)]
-    assert not gaps or max(gaps) - min(gaps) <= 1
+@given(total=st.integers(0, 60), count=st.integers(2, 60))
+def test_swapped_blocks_lie_apart_however_many_they_are(total, count):
+    order = swap_order(total)
+    assert sorted(order) == list(range(total))
+    gaps = [b - a for a, b in pairwise(sorted(order[:count]))]
+    assert not gaps or max(gaps) <= 2 * min(gaps)
+
+
+def test_every_second_goes_before_its_neighbours():
+    assert swap_order(7) == [3, 1, 5, 0, 4, 2, 6]
+    assert sorted(swap_order(60)[:30]) == list(range(1, 60, 2))
 
 
 def test_double_and_single_blocks_are_counted_apart():
     assert choose_blocks(BlockSwap(2, 0), 2, 4) == {0, 1}
     assert choose_blocks(BlockSwap(0, 4), 2, 4) == {2, 3, 4, 5}
     assert choose_blocks(BlockSwap(), 2, 4) == set()
-    assert choose_blocks(BlockSwap(99, 1), 2, 4) == {0, 1, 4}
+    assert choose_blocks(BlockSwap(99, 1), 2, 4) == {0, 1, 5}
 
 
 @given(sizes=st.lists(st.integers(1, 9), max_size=20), budget=st.integers(0, 200))

@@ -90,6 +90,22 @@ def test_filled_beforehand_each_weight_comes_once_for_all_steps(model):
     assert copies.bytes == before + modulation_bytes(model)
 
 
+def test_filling_forgets_nothing_that_it_was_asked_for(model, monkeypatch):
+    """Though some of it came first in an earlier run, and is the oldest that is kept."""
+    monkeypatch.setattr(memo, "KEPT", 3)
+    copies = Copies()
+    offloader = offload(model, copies=copies)
+    offloader.load("cpu")
+    with torch.no_grad():
+        vecs = [model.condition(torch.full((2,), t), torch.ones(2, 20), None, None).vec for t in (900.0, 500.0, 100.0)]
+        offloader.fill(vecs[:1])
+        offloader.fill([model.condition(torch.full((2,), 7.0), torch.ones(2, 20), None, None).vec])
+        before = copies.bytes
+        for _ in range(2):
+            offloader.fill(vecs)
+    assert copies.bytes == before + modulation_bytes(model)
+
+
 def test_a_visit_that_fails_leaves_the_weights_at_home(model):
     home = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     offloader = offload(model)

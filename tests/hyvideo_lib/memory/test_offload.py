@@ -1,8 +1,12 @@
 """Moving weights, with a copy function that really copies though both ends are this CPU."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hyvideo_lib.memory import BlockSwap, Offloader, Traffic, module_bytes
 from hyvideo_lib.transformer import HunyuanVideoTransformer
@@ -24,8 +28,9 @@ class Copier:
         return tensor.clone()
 
 
-def make_model() -> HunyuanVideoTransformer:
-    model = HunyuanVideoTransformer(tiny.TRANSFORMER)
+def make_model(num_double: int = 2, num_single: int = 2) -> HunyuanVideoTransformer:
+    config = replace(tiny.TRANSFORMER, num_double_blocks=num_double, num_single_blocks=num_single)
+    model = HunyuanVideoTransformer(config)
     tiny.randomise(model, 0)
     return model.requires_grad_(False)
 
@@ -96,6 +101,29 @@ def test_a_budget_keeps_blocks_at_home():
     assert offloader.num_swapped == 2  # and there is room for the one whose turn it is
     assert offloader.loaded_bytes + module_bytes(model.double_blocks[0]) <= offloader.num_bytes - block // 2
     assert torch.equal(run(model, offloader), expected)
+
+
+@given(budget=st.integers(0, 110), wanted=st.integers(1, 110))
+@settings(max_examples=40, deadline=None)
+def test_what_makes_room_copies_nothing(budget, wanted):
+    """Where memory ran out there is none to copy to. Percent of what the module takes."""
+    copier = Copier()
+    offloader = make_offloader(make_model(num_double=3, num_single=9), copier=copier)
+    offloader.load("cpu", budget * offloader.num_bytes // 100)
+    before, copied = offloader.loaded_bytes, copier.copied
+    asked = wanted * offloader.num_bytes // 100
+    freed = offloader.unload(asked)
+    assert copier.copied == copied
+    assert freed == before - offloader.loaded_bytes
+    assert freed >= asked or offloader.num_swapped == 12
+
+
+def test_blocks_that_never_stay_are_not_counted_as_if_they_did():
+    """But for the places through which they come."""
+    model = make_model()
+    most = module_bytes(model) - sum(module_bytes(block) for block in model.blocks)
+    places = 2 * module_bytes(model.double_blocks[0])
+    assert make_offloader(model, BlockSwap(99, 99)).num_bytes == most + places
 
 
 def test_blocks_leave_when_memory_is_asked_for_and_come_back():

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import threading
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -148,8 +149,9 @@ def engines(monkeypatch):
     return Poisoned.made
 
 
-def make_model() -> HunyuanVideoTransformer:
-    model = HunyuanVideoTransformer(tiny.TRANSFORMER)
+def make_model(num_double=2, num_single=2) -> HunyuanVideoTransformer:
+    config = replace(tiny.TRANSFORMER, num_double_blocks=num_double, num_single_blocks=num_single)
+    model = HunyuanVideoTransformer(config)
     tiny.randomise(model, 0)
     return model.requires_grad_(False)
 
@@ -216,15 +218,23 @@ def test_blocks_are_pinned_as_they_come_and_carried_no_more(monkeypatch, engines
     assert None not in [host.pinned for host in hosts]
     monkeypatch.setattr(copy_engine.ThreadPoolExecutor, "submit", None)
     run(model, offloader)
-    offloader.unload(1)
     offloader.go_home()
-    assert None not in [host.pinned for host in hosts]  # for the next run
-    swap, offloader.swap = offloader.swap, BlockSwap()
-    offloader._candidates = list(range(4))
-    offloader.load("cpu")
-    assert [host.pinned for host in hosts] == [None] * 4  # all blocks stay on the device
-    offloader.swap = swap
-    offloader.go_home()
+    assert [host.pinned for host in hosts] == [None] * 4  # locked RAM is for others then
+    assert offloader._pool is None
+
+
+def test_pinned_memory_follows_the_blocks_that_are_swapped(monkeypatch, engines):
+    """Over a session of runs with more and with less room, it is never much more than what waits in RAM."""
+    with_ram(monkeypatch, 10**9)
+    model = make_model(num_double=4, num_single=8)
+    offloader = streamed(model)
+    sizes = offloader.block_bytes
+    for share in (0.3, 0.5, 0.4, 0.9, 0.6, 0.8, 0.2, 1.0):
+        offloader.load("cpu", offloader.fixed_bytes + int(share * sum(sizes)))
+        run(model, offloader)
+        waiting = sum(size for i, size in enumerate(sizes) if not offloader._blocks[i].is_away)
+        pinned = sum(host.layout.num_bytes for host in offloader._hosts.values() if host.pinned is not None)
+        assert waiting <= pinned <= waiting / (1 - offload.IDLE_SHARE) + max(sizes) if waiting else pinned == 0
 
 
 def test_where_nothing_more_can_be_pinned_blocks_are_streamed_all_the_same(monkeypatch, engines):

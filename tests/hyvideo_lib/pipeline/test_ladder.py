@@ -12,7 +12,8 @@ from hyvideo_lib.errors import OutOfMemory
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.memory.dry_run import AllocationCounter
-from hyvideo_lib.pipeline import Clock, Ladder, SampleRun
+from hyvideo_lib.pipeline import Clock, Ladder, SampleRun, SettledRuns
+from hyvideo_lib.pipeline import ladder as ladder_module
 from hyvideo_lib.pipeline.ladder import RUNGS, go_leaner, guide_in_turn, load_weights, swap_more
 from hyvideo_lib.sampling import GuidanceConfig, make_sigmas
 from hyvideo_lib.text import TextEmbeds
@@ -199,6 +200,36 @@ def test_each_rung_gives_less_until_there_is_none():
     assert guide_in_turn(guide_in_turn(run)[0]) is None
     assert len(RUNGS) == 3
     run.source.go_home()
+
+
+def test_a_step_down_that_fails_itself_is_followed_by_the_next(monkeypatch):
+    def fail(run):
+        raise torch.OutOfMemoryError("no room for that either")
+
+    monkeypatch.setattr(ladder_module, "RUNGS", (fail, *RUNGS[1:]))
+    run = replace(make_run("guided"), source=None)
+    ladder = Ladder(run)
+    for _ in range(4):
+        ladder._descend("at noise level 0.5")
+    assert run.rungs[-1] == "heads in 2 groups and 256 tokens at a time"
+    assert not ladder.run.guidance.batched
+    with pytest.raises(OutOfMemory, match=r"again at a step down \(no room for that either\)"):
+        ladder._descend("at noise level 0.5")
+
+
+def test_settled_runs_begin_where_the_last_one_ended_unless_there_is_more_room(clean):
+    run = make_run("guided")
+    settled, shape = SettledRuns(), SHAPE[2:]
+    settled.learn(run, run, shape, 1000)
+    assert settled.begin(run, shape, 1000) == (run, None)  # nothing ran out
+    ended = replace(run, lean=LeanConfig(2), guidance=replace(run.guidance, batched=False), rungs=["a step down"])
+    settled.learn(run, ended, shape, 1000)
+    begun, most = settled.begin(run, shape, 1000)
+    assert (begun.lean, begun.guidance.batched, most) == (LeanConfig(2), False, run.source.loaded_bytes)
+    assert settled.begin(run, shape, None)[0].lean == LeanConfig(2)
+    assert settled.begin(run, shape, 1100) == (run, None)  # a program that took memory is gone
+    assert settled.begin(run, (1, 2, 2), 1000) == (run, None)
+    assert settled.begin(replace(run, guidance=GuidanceConfig()), shape, 1000)[0].lean == LeanConfig()
 
 
 def test_blocks_that_are_where_they_compute_are_not_swapped():
