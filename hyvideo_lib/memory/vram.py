@@ -41,6 +41,26 @@ def stay_on_card(device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
 
 
+class SpillWatch:
+    """Sees what the driver put into RAM, for one who may not forbid it: a limit, once set, holds for the whole process.
+
+    device: with the weights on it that will be there. is_on: whether it looks; on the systems that `stay_on_card` names
+    alone there is something to see.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._room = device, 0
+        self.is_on = device.type == "cuda" and _spills()
+        if self.is_on:
+            free, total = torch.cuda.mem_get_info(device)
+            self._room = min(total, free + torch.cuda.memory_reserved(device))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that PyTorch holds beyond what the card had for it; what it keeps unused among them."""
+        return max(0, torch.cuda.memory_reserved(self._device) - self._room) if self.is_on else 0
+
+
 @cache
 def _spills() -> bool:
     return sys.platform == "win32" or "microsoft" in platform.release().lower()

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import OutOfMemory
 from ..memory import Offloader, free_device_bytes
 from ..memory.machine import gib
-from ..memory.vram import give_back
+from ..memory.vram import SpillWatch, give_back
 from ..sampling import VelocityFn
 from ..shortage import is_out_of_memory, reason_of
 from ..transformer import LeanConfig
@@ -68,6 +68,8 @@ class Ladder:
     def __init__(self, run: SampleRun) -> None:
         self.run = run
         self._next = 0
+        self._spill: SpillWatch | None = None
+        self._has_spilled = False
 
     def velocity_fn(self, make: Callable[[SampleRun], VelocityFn], before_retry: Callable[[], None]) -> VelocityFn:
         """The velocity that `make` gives for a run, which is made anew for every run further down.
@@ -75,12 +77,15 @@ class Ladder:
         before_retry: called when a call failed, to forget what it left half done.
         """
         current = make(self.run)
+        self._spill = self._spill or SpillWatch(self.run.host.device)
 
         def guarded(latents: Tensor, sigma: float) -> Tensor:
             nonlocal current
             while True:
                 made, reason = attempt(current, latents, sigma)
                 if made is not None:
+                    if self._relieve(sigma):
+                        current = make(self.run)
                     return made
                 before_retry()
                 self._descend(f"at noise level {sigma:.3f} ({reason})")
@@ -88,10 +93,34 @@ class Ladder:
 
         return guarded
 
+    def _relieve(self, sigma: float) -> bool:
+        """Whether a step down was taken because the driver put something into RAM, which is slow and no error.
+
+        What PyTorch kept without using it may have been all of it, so that is given back first.
+        """
+        assert self._spill is not None
+        over = self._spill.num_bytes
+        if not over:
+            return False
+        give_back(self.run.host.device)
+        if not self._has_spilled:
+            self._has_spilled = True
+            return False
+        where, taken = self._step_down(f"at noise level {sigma:.3f} (the driver put {gib(over)} into RAM)")
+        if not taken:
+            logger.warning("memory ran out %s, and steps take long. %s", where, self.advice())
+            self._spill.is_on = False  # said once
+        return taken
+
     def _descend(self, where: str) -> None:
         """Take the next rung that gives memory. Raises OutOfMemory where none is left."""
-        device = self.run.host.device
-        give_back(device)
+        give_back(self.run.host.device)
+        where, taken = self._step_down(where)
+        if not taken:
+            raise OutOfMemory(f"Memory ran out while sampling {where}. {self.advice()}")
+
+    def _step_down(self, where: str) -> tuple[str, bool]:
+        """Take the next rung that gives memory. Whether there was one; and where, with what failed meanwhile."""
         for _ in RUNGS:
             rung = RUNGS[self._next]
             self._next = (self._next + 1) % len(RUNGS)
@@ -101,10 +130,10 @@ class Ladder:
             elif found[0] is not None:
                 self.run, words = found[0]
                 self.run.rungs.append(words)
-                give_back(device)
+                give_back(self.run.host.device)
                 logger.warning("memory ran out %s: going on from the same step with %s", where, words)
-                return
-        raise OutOfMemory(f"Memory ran out while sampling {where}. {self.advice()}")
+                return where, True
+        return where, False
 
     def advice(self) -> str:
         """What can be done, with numbers."""

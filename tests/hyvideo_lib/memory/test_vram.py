@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from hyvideo_lib.memory import vram
-from hyvideo_lib.memory.vram import device_peak_bytes, free_device_bytes, give_back, reset_device_peak, stay_on_card
+from hyvideo_lib.memory.vram import (
+    SpillWatch,
+    device_peak_bytes,
+    free_device_bytes,
+    give_back,
+    reset_device_peak,
+    stay_on_card,
+)
 
 
 def test_a_cpu_counts_nothing():
@@ -55,7 +62,7 @@ class Card:
 
 def has(monkeypatch, card):
     monkeypatch.setattr(torch, "get_device_module", lambda device: card)
-    for name in ("mem_get_info", "memory_allocated", "set_per_process_memory_fraction"):
+    for name in ("mem_get_info", "memory_reserved", "memory_allocated", "set_per_process_memory_fraction"):
         monkeypatch.setattr(torch.cuda, name, getattr(card, name))
 
 
@@ -89,3 +96,17 @@ def test_where_the_driver_would_use_ram_instead_what_is_not_free_cannot_be_had(m
     monkeypatch.undo()
     vram._spills.cache_clear()
     assert card.fractions == expected
+
+
+@pytest.mark.parametrize(("system", "seen"), [("win32", 300), ("linux", 0)])
+def test_what_the_driver_put_into_ram_is_seen(monkeypatch, system, seen):
+    card = Card(free=200, total=1000, reserved=700, allocated=600)  # 100 are other programs'
+    has(monkeypatch, card)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "release", lambda: "6.8.0-generic")
+    vram._spills.cache_clear()
+    watch, none = SpillWatch(torch.device("cuda")), SpillWatch(torch.device("cpu"))
+    vram._spills.cache_clear()
+    assert (watch.num_bytes, none.num_bytes) == (0, 0)
+    card.free, card.reserved = 0, 1200
+    assert (watch.num_bytes, none.num_bytes) == (seen, 0)

@@ -248,6 +248,30 @@ def test_every_step_down_is_told(clean, caplog):
     assert "noise level" in record.message
 
 
+def test_what_the_driver_puts_into_ram_is_a_step_down_too(clean, monkeypatch, caplog):
+    """No error says so there. The first time it may be what PyTorch kept unused; with nothing left the run goes on."""
+
+    class Spilling:
+        def __init__(self, device):
+            self.is_on = True
+
+        @property
+        def num_bytes(self):
+            return 2**30 if self.is_on else 0
+
+    monkeypatch.setattr(ladder_module, "SpillWatch", Spilling)
+    run = replace(make_run("guided"), source=None, sigmas=make_sigmas(8, 3.0))
+    with caplog.at_level(logging.WARNING, "hyvideo"):
+        found = run.make(torch.zeros(SHAPE), 0)
+    monkeypatch.undo()
+    expected = replace(run, rungs=[]).make(torch.zeros(SHAPE), 0)
+    assert tiny.relative_error(found, expected) <= 1e-5
+    assert len(run.rungs) == 4
+    said = [record.message for record in caplog.records]
+    assert all("the driver put 1.00 GiB into RAM" in message for message in said)
+    assert ["steps take long" in message for message in said] == [False] * 4 + [True]
+
+
 def test_other_errors_are_not_taken_for_short_memory():
     run = make_run("resident")
 
