@@ -127,6 +127,8 @@ class Offloader:
         staying = self.fixed_bytes + sum(self.block_bytes[i] for i in self._candidates)
         self.num_bytes = staying + slot_bytes(self.block_bytes, self._candidates, self.swap.prefetch + 1)
         """Bytes on the device if everything is there that ever stays there, and slots for what does not."""
+        self.least_bytes = self.fixed_bytes + slot_bytes(self.block_bytes, (), self.swap.prefetch + 1)
+        """Bytes that have to be there in any case: slots for the blocks, all of which wait at home."""
         self.visit_bytes = max((part.num_bytes for part in self._aside.values()), default=0)
         """Bytes that a visit takes beside them."""
         self.is_apart = False

@@ -135,13 +135,20 @@ class SampleRun:
         """The same run, its blocks as lean as the device asks for, for latents of (T, H, W); and what it takes there.
 
         room: bytes of the device for weights and work together; None is without bound, and then nothing is counted,
-        but on a CPU what would take much of the free RAM. See `SampleWork.fitted`. The bytes are those beside the
-        weights, with what should be kept free. Raises OutOfMemory for what RAM cannot hold.
+        but on a CPU what would take much of the free RAM. See `SampleWork.fitted`. Both passes of CFG go in turn where
+        not even the leanest blocks fit otherwise. The bytes are those beside the weights, with what should be kept
+        free. Raises OutOfMemory for what RAM cannot hold.
         """
         if room is None:
             return self._in_ram(latent_shape), 0
-        lean, work = self._work(latent_shape).fitted(room)
-        return replace(self, lean=lean), with_reserve(work)
+        least = self.source.least_bytes if self.source else 0
+        for run, words in filter(None, ((self, ""), guide_in_turn(self))):
+            lean, work = run._work(latent_shape).fitted(room)
+            told = [words] if words else []
+            if least + with_reserve(work) <= room:
+                break
+        run.rungs.extend(told)
+        return replace(run, lean=lean), with_reserve(work)
 
     def _in_ram(self, latent_shape: tuple[int, int, int]) -> SampleRun:
         """The same run as lean as free RAM asks for. A system that has none left ends the process without a word."""

@@ -74,6 +74,17 @@ def test_both_passes_of_cfg_at_once_need_twice_the_room(run: SampleRun) -> None:
     assert in_turn.working_bytes(SHAPE) > run.working_bytes(SHAPE)  # modulating vectors of both
 
 
+def test_both_passes_of_cfg_go_in_turn_where_not_even_the_leanest_fit_at_once(run: SampleRun) -> None:
+    assert run.source
+    run = replace(run, guidance=GuidanceConfig(cfg_scale=3.0))
+    enough = run.source.least_bytes + replace(run, lean=LeanConfig(2, 256)).working_bytes(SHAPE)
+    at_once, _ = run.fitted(SHAPE, enough)
+    assert (at_once.guidance.batched, at_once.lean, at_once.rungs) == (True, LeanConfig(2, 256), [])
+    in_turn, working = run.fitted(SHAPE, enough - 1)
+    assert (in_turn.guidance.batched, in_turn.rungs) == (False, ["both passes of CFG in turn"])
+    assert working == in_turn.working_bytes(SHAPE)
+
+
 def test_the_longer_of_two_texts_counts(run: SampleRun) -> None:
     assert run.negative
     long = replace(run.negative, text_embeds=run.negative.text_embeds.repeat(1, 60, 1))
