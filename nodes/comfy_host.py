@@ -234,9 +234,10 @@ def load(*managed: Any, working_bytes: int, most: int | None = None) -> None:
         logger.warning("memory ran out while weights were loaded: trying with fewer blocks")
     for model in managed:
         # A model that was there already is not made smaller by ComfyUI when a run needs more room than the last one.
-        over = 0 if most is None else model.loaded_size() - most
-        missing = max(over, working_bytes - free_bytes(model.load_device))
-        if missing > 0 and model.load_device.type != "cpu":
+        missing = 0 if model.load_device.type == "cpu" else working_bytes - free_bytes(model.load_device)
+        if most is not None:
+            missing = max(missing, model.loaded_size() - most)
+        if missing > 0:
             freed = model.partially_unload(model.offload_device, missing)
             logger.info("%d MiB of blocks stay in RAM to make room for the run", freed // 2**20)
 

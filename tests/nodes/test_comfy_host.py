@@ -157,6 +157,17 @@ def test_memory_that_runs_out_while_weights_come_leaves_blocks_at_home(pack, hos
     assert managed.loaded_size() == 0
 
 
+def test_no_more_comes_than_is_asked_for_though_there_is_room(host_module, make):
+    managed = make()
+    size = managed.model_size()
+    host_module.load(managed, working_bytes=0, most=size // 2)
+    assert 0 < managed.loaded_size() <= size // 2
+    host_module.load(managed, working_bytes=0)
+    assert managed.loaded_size() == size
+    host_module.load(managed, working_bytes=0, most=size // 2)
+    assert 0 < managed.loaded_size() <= size // 2
+
+
 def test_more_room_brings_more_blocks(host_module, make, mm):
     managed = make()
     size = managed.model_size()
