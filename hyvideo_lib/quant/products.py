@@ -31,6 +31,8 @@ FEWEST_TOKENS = 32
 """int8 kernels refuse fewer than 17 tokens; fewer than this are filled up."""
 PROBE_ERROR = 0.1
 """What a right product may differ by, of its norm; rounding to 8 bits takes 0.01 (int8) to 0.04 (fp8)."""
+PROBE_SIZES, OUTLIER = (1.0, 1e-3, 300.0), 8.0
+"""Of the tokens that are tried, and how much larger one channel of them is: a model's are of all sizes."""
 SLOWEST = 1e8
 """Multiplications a second, on a CPU. x86 with AMX forms 6e7 of fp8 by tensor in PyTorch 2.13, one by one; where
 PyTorch widens the numbers first, and in every other product, ten to a thousand times as many."""
@@ -67,8 +69,9 @@ class EightBit(Product, Protocol):
 class ByTensor:
     """In fp8, with one scale for the weight and one for the tokens: files made for it hold both.
 
-    Tokens are divided by the file's input scale where it has one, and cut off at the format's largest number. Weights
-    that do not rest in fp8 with one scale are multiplied as they are defined.
+    Tokens are divided by the file's input scale where it has one, and cut off at the format's largest number; else by
+    one that is found for those that are multiplied at once. Weights that do not rest in fp8 with one scale are
+    multiplied as they are defined.
     """
 
     title: str = "fp8"
@@ -85,11 +88,13 @@ class ByTensor:
     def multiply(self, x: Tensor, ready: Tensor | Rounded, bias: Tensor | None) -> Tensor:
         if isinstance(ready, Tensor):
             return F.linear(x, ready, bias)
-        input_scale = ready.scale.new_ones(1) if ready.input_scale is None else ready.input_scale
 
         def multiply(tokens: Tensor) -> Tensor:
-            rounded = cast_fp8(tokens.float() / input_scale)
-            scale_a, scale_b = input_scale.reshape(()), ready.scale.reshape(())
+            if ready.input_scale is None:
+                made = round_rows(tokens.reshape(1, -1), E4M3)
+            else:
+                made = Rounded(cast_fp8(tokens.float() / ready.input_scale), ready.input_scale)
+            rounded, scale_a, scale_b = made.weight.view(tokens.shape), made.scale.reshape(()), ready.scale.reshape(())
             return torch._scaled_mm(rounded, ready.weight.t(), scale_a, scale_b, out_dtype=x.dtype)
 
         return _by_parts(multiply, x, len(ready.weight), bias)
@@ -241,9 +246,8 @@ def probe_product(name: str, device: str | torch.device, compute_dtype: torch.dt
     """
     product, device = PRODUCTS[name], torch.device(device)
     try:
-        found, expected = (side().float() for side in _sides(product, device, compute_dtype, 40, 64, 48))
-        error = ((found - expected).norm() / expected.norm()).item()
-        reason = "" if error <= PROBE_ERROR else "its product is wrong"
+        errors = [_error(product, device, compute_dtype, size) for size in PROBE_SIZES]
+        reason = "" if all(error <= PROBE_ERROR for error in errors) else "its product is wrong"
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as failure:  # each torch has its own
         if is_out_of_memory(failure):
             raise OutOfMemory(
@@ -263,14 +267,28 @@ def probe_product(name: str, device: str | torch.device, compute_dtype: torch.dt
         )
 
 
+def _error(product: EightBit, device: torch.device, dtype: torch.dtype, size: float) -> float:
+    """Of the product of tokens of this size, as a share of its norm."""
+    found, expected = (side().float() for side in _sides(product, device, dtype, 40, 64, 48, size))
+    return float((found - expected).norm() / expected.norm())
+
+
 def _sides(
-    product: EightBit, device: torch.device, dtype: torch.dtype, count: int, width: int, out_features: int
+    product: EightBit,
+    device: torch.device,
+    dtype: torch.dtype,
+    count: int,
+    width: int,
+    out_features: int,
+    size: float = 1.0,
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """The same tokens [count, width] times the same weight: in 8 bits, and as it is defined."""
     numbers = torch.Generator().manual_seed(0)
     layer = Linear(width, out_features, bias=False, device=device).requires_grad_(False)
     layer.weight = nn.Parameter(cast_fp8(torch.randn(out_features, width, generator=numbers)).to(device), False)
-    x = torch.randn(count, width, generator=numbers).to(device, dtype)
+    x = size * torch.randn(count, width, generator=numbers)
+    x[:, 0] *= OUTLIER
+    x = x.to(device, dtype)
 
     def multiply(kind: Product) -> Tensor:
         return kind.multiply(x, kind.ready(layer, dtype, slice(None)), None)

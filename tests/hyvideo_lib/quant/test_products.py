@@ -194,12 +194,40 @@ def test_fp8_is_the_product_of_the_tokens_cut_off_at_the_files_scale():
     assert norm_error(multiply("fp8", layer, x), expected) <= 1e-6
 
 
-def test_without_a_scale_in_the_file_fp8_takes_tokens_as_they_are():
+def test_without_a_scale_in_the_file_fp8_finds_one_for_the_tokens_at_once():
     _here("fp8")
     layer = of_fp8(0.5)
     x = torch.randn(20, 64)
-    expected = layer(cast_fp8(x).float())
+    scale = x.abs().max() / 448
+    expected = layer(cast_fp8(x / scale).float() * scale)
     assert norm_error(multiply("fp8", layer, x), expected) <= 1e-6
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_of_any_size_and_outlying_channels_cost_nothing(name, dtype, is_compiled):
+    layer = of_fp8()
+    tokens = torch.randn(3, 10, 64)
+    tokens[..., 5] *= 30
+    product = PRODUCTS[name]
+    multiply_fn = torch.compile(product.multiply, backend="eager", fullgraph=True) if is_compiled else product.multiply
+    ready = product.ready(layer, dtype, slice(None))
+    for size in (1e-30, 1e-3, 1, 300):
+        x = (size * tokens).to(dtype)
+        assert norm_error(multiply_fn(x, ready, None), layer(x)) <= 0.06
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_reaches_the_result_of_fp8(bad):
+    _here("fp8")
+    x = torch.randn(3, 64)
+    x[1, 5] = bad
+    assert not multiply("fp8", of_fp8(0.5), x)[1].isfinite().any()
+
+
+def test_fp8_of_zeros_is_zero():
+    _here("fp8")
+    assert torch.equal(multiply("fp8", of_fp8(0.5), torch.zeros(3, 64)), torch.zeros(3, 48))
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "int8", "in parts", "q8_0"])
@@ -359,6 +387,22 @@ def test_a_wrong_product_is_not_taken_for_one(name, kernel, monkeypatch):
     monkeypatch.setattr(torch, kernel, lambda a, b, *_, **__: torch.ones(a.shape[0], b.shape[1], dtype=dtype))
     with pytest.raises(InvalidSetting, match="its product is wrong"):
         probe_product(name, "cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_product_that_is_right_for_tokens_of_one_size_alone_is_wrong(name, dtype, monkeypatch):
+    monkeypatch.setattr(products, "_pace", lambda *_: math.inf)
+    probe_product(name, "cpu", dtype)
+
+    def round_as_they_are(rows, dtype):
+        part = rows if dtype.is_floating_point else (rows * 32).round().clamp(-127, 127)
+        scale = 1.0 if dtype.is_floating_point else 1 / 32
+        made = cast_fp8(part, dtype) if dtype.is_floating_point else part.to(dtype)
+        return Rounded(made, torch.full((len(rows), 1), scale))
+
+    monkeypatch.setattr(products, "round_rows", round_as_they_are)
+    with pytest.raises(InvalidSetting, match="its product is wrong"):
+        probe_product(name, "cpu", dtype)
 
 
 def test_a_processor_without_a_kernel_is_refused_with_its_pace(monkeypatch):
