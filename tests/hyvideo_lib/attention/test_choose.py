@@ -158,6 +158,13 @@ def test_a_host_can_bring_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "host", Backend("host", lambda: half, ""))
     register(Backend("host", lambda: sdpa, "Ask the host.", is_exact=False))
     assert choose_attention("host", PROBLEM).name == "host"
+def test_apples_device_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("all of it"))  # takes no device
+    choose._wait(torch.device("mps"))
+    assert waited == ["all of it"]
+
+
 
 
 def test_a_transformer_gives_the_same_with_every_kernel(install, modules) -> None:
