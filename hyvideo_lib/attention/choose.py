@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import torch
 
 from ..device import on_device
 from ..errors import InvalidSetting, MissingPackage, OutOfMemory
-from ..shortage import is_out_of_memory
 from .api import AUTO, BACKENDS, AttendFn, attend
 from .backend import Backend, Kernel
-from .probe import TRIED_TOKENS, Verdict, probe
+from .probe import TRIED_TOKENS, UNSUPPORTED, Verdict, probe
 from .sdpa import SDPA
+
+logger = logging.getLogger("hyvideo")
 
 MIN_BUCKET, MAX_BUCKET = 1024, 65_536
 """Tokens of the problems that are timed. A longer one tells nothing new and takes longer."""
@@ -111,8 +113,8 @@ def agreeing(problem: Problem) -> list[Backend]:
 
 
 def fastest(backends: Sequence[Backend], problem: Problem, time_fn: TimeFn | None = None) -> Backend:
-    """The one that takes the least time, each timed once for a problem's bucket. One that fails there is passed over;
-    one that lacks the memory for it is tried again the next time."""
+    """The one that takes the least time, each timed once for a problem's bucket. One that fails there is passed over,
+    and tried again the next time if that may pass, as a lack of memory does."""
     if len(backends) == 1:
         return backends[0]
     bucket = problem.bucket
@@ -122,9 +124,10 @@ def fastest(backends: Sequence[Backend], problem: Problem, time_fn: TimeFn | Non
             if key not in _seconds:
                 with on_device(problem.device):
                     _seconds[key] = (time_fn or seconds_of)(backend.load_fn(), bucket)
-        except Exception as error:  # a kernel may give up at a length that the probe did not try
-            if not is_out_of_memory(error):
-                _seconds[key] = float("inf")
+        except UNSUPPORTED:  # a kernel may give up at a length that the probe did not try
+            _seconds[key] = float("inf")
+        except Exception as error:
+            logger.info("attention %s was passed over: %s", backend.name, error)
     return min(backends, key=lambda backend: _seconds.get((bucket, backend.name), float("inf")))
 
 
@@ -144,6 +147,6 @@ def seconds_of(kernel: Kernel, problem: Problem) -> float:
 
 
 def _wait(device: torch.device) -> None:
+    """For the current device of this kind: Apple's takes no other."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
-    """For the current device of this kind: Apple's takes no other."""

@@ -21,6 +21,9 @@ last block as tokens shorten it: SageAttention 1.0.6 by 14 % at 100 tokens (meas
 HEADS, TRIED_TOKENS, MORE_TOKENS = 2, 31 * 64 + 1, 7
 """Of the problem that is tried, where none is given: nearly all of a kernel's last block is padding. MORE_TOKENS lie
 behind each head's, and are none of it."""
+UNSUPPORTED = (NotImplementedError, TypeError, ValueError, AssertionError)
+"""How kernels refuse a card, a dtype or a size that they do not know. What else they raise may pass, as the failure of
+a compiler behind them does where a disk is full, so they are tried again the next time."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +42,27 @@ class Verdict:
 def probe(
     backend: Backend, device: torch.device, head_dim: int, dtype: torch.dtype, tokens: int = TRIED_TOKENS
 ) -> Verdict:
-    """Try a backend on a small random problem. The answer is kept as long as the process lives, unless memory ran out.
+    """Try a backend on a small random problem. The answer is kept as long as the process lives, unless what is in the
+    way may pass.
 
     tokens: of the run, as kernels may be wrong for few; of many, TRIED_TOKENS are tried.
     """
     try:
         with on_device(device):
             return judge(backend, device, head_dim, dtype, tokens)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return Verdict(f"cannot be tried on {device}, as memory ran out ({_first_line(error)})", is_short=True)
+    except Exception as error:  # what a package raises for a card or PyTorch that it is not made for is its own affair
+        if is_out_of_memory(error):
+            return Verdict(f"cannot be tried on {device}, as memory ran out ({_first_line(error)})", is_short=True)
+        return _does_not_run(error, device, head_dim, dtype)
 
 
 @cache
 @torch.no_grad()
 def judge(backend: Backend, device: torch.device, head_dim: int, dtype: torch.dtype, tokens: int) -> Verdict:
-    """The answer that is kept. Raises what running out of memory raises."""
+    """The answer that is kept. Raises what may pass."""
     try:
         kernel = backend.load_fn()
-    except Exception as error:  # a package that is built for another PyTorch may raise anything
+    except ImportError as error:
         missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
         is_missing = missing is not None and missing in (backend.package, "")
         return Verdict("is not installed" if is_missing else f"cannot be loaded ({_first_line(error)})", is_missing)
@@ -74,11 +78,8 @@ def judge(backend: Backend, device: torch.device, head_dim: int, dtype: torch.dt
             result = found.double().flatten()
             cosine = torch.cosine_similarity(result, expected, dim=0).item()
             stretch = (result.norm() / expected.norm()).item()
-    except Exception as error:  # what a kernel raises for a card, dtype or size that it does not know is its own affair
-        if is_out_of_memory(error):
-            raise
-        name = str(dtype).removeprefix("torch.")
-        return Verdict(f"does not run on {device} in {name} with heads of {head_dim} ({_first_line(error)})")
+    except UNSUPPORTED as error:
+        return _does_not_run(error, device, head_dim, dtype)
     if cosine is None or stretch is None:
         return Verdict(f"returns a tensor of {list(shape)} in place of {list(q.shape)}")
     if not cosine >= MIN_COSINE:
@@ -86,6 +87,11 @@ def judge(backend: Backend, device: torch.device, head_dim: int, dtype: torch.dt
     if not abs(stretch - 1) <= MAX_STRETCH:
         return Verdict(f"gives wrong numbers for {tokens} tokens ({stretch:.2f} times as large as PyTorch's)")
     return Verdict()
+
+
+def _does_not_run(error: Exception, device: torch.device, head_dim: int, dtype: torch.dtype) -> Verdict:
+    name = str(dtype).removeprefix("torch.")
+    return Verdict(f"does not run on {device} in {name} with heads of {head_dim} ({_first_line(error)})")
 
 
 def _first_line(error: Exception) -> str:

@@ -128,10 +128,14 @@ def test_the_fastest_is_timed_once_for_all_of_a_size() -> None:
 
 @pytest.mark.parametrize(
     ("error", "is_forgotten"),
-    [(RuntimeError("too long"), False), (torch.cuda.OutOfMemoryError("CUDA out of memory"), True)],
+    [
+        (ValueError("too long"), False),
+        (RuntimeError("launch failed"), True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+    ],
 )
 def test_one_that_fails_at_the_real_size_is_passed_over(error: Exception, is_forgotten: bool) -> None:
-    """For good, or until there is memory for it."""
+    """For good, or until what was in the way is gone."""
     timed = []
 
     def seconds(kernel, problem: Problem) -> float:
@@ -154,10 +158,6 @@ def test_a_kernel_is_timed_on_a_problem_that_fills_a_card_but_not_its_memory() -
     assert choose.seconds_of(sdpa, Problem(CPU, torch.float32, 8, 1, 64)) > 0
 
 
-def test_a_host_can_bring_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "host", Backend("host", lambda: half, ""))
-    register(Backend("host", lambda: sdpa, "Ask the host.", is_exact=False))
-    assert choose_attention("host", PROBLEM).name == "host"
 def test_apples_device_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
     monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("all of it"))  # takes no device
@@ -165,6 +165,10 @@ def test_apples_device_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> Non
     assert waited == ["all of it"]
 
 
+def test_a_host_can_bring_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "host", Backend("host", lambda: half, ""))
+    register(Backend("host", lambda: sdpa, "Ask the host.", is_exact=False))
+    assert choose_attention("host", PROBLEM).name == "host"
 
 
 def test_a_transformer_gives_the_same_with_every_kernel(install, modules) -> None:

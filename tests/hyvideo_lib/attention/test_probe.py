@@ -138,6 +138,41 @@ def test_a_backend_is_tried_once() -> None:
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [
+        (OSError(28, "No space left on device"), False),  # where Triton puts its kernels
+        (RuntimeError("Triton Error: could not launch"), False),
+        (NotImplementedError("No operator found for these inputs"), True),
+        (ValueError("Unsupported CUDA architecture"), True),
+    ],
+)
+def test_only_what_does_not_pass_is_remembered(error: Exception, is_kept: bool) -> None:
+    failures = [error]
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if failures:
+            raise failures.pop()
+        return sdpa(q, k, v)
+
+    backend = made_of(kernel)
+    assert ask(backend).reason == f"does not run on cpu in float32 with heads of 16 ({error})"
+    assert bool(ask(backend)) is not is_kept
+
+
+def test_a_package_whose_loading_fails_for_now_is_tried_again() -> None:
+    failures = [OSError(24, "Too many open files")]
+
+    def load() -> Callable[..., Tensor]:
+        if failures:
+            raise failures.pop()
+        return sdpa
+
+    backend = Backend("made", load, "Make it.")
+    assert "Too many open files" in ask(backend).reason
+    assert ask(backend)
+
+
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
 def test_a_lack_of_memory_is_not_remembered(error: Exception) -> None:
     short = [error]
