@@ -3,11 +3,13 @@
 from .api import AUTO, BACKENDS, AttendFn, attend, register
 from .backend import Backend, Kernel
 from .choose import PLAIN, Attention, Problem, attention_names, check_backend, choose_attention, verdicts
+from .probe import TRIED_TOKENS
 
 __all__ = [
     "AUTO",
     "BACKENDS",
     "PLAIN",
+    "TRIED_TOKENS",
     "AttendFn",
     "Attention",
     "Backend",

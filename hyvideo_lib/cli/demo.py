@@ -64,7 +64,7 @@ def run(options: Namespace, console: Console) -> int:
     report = check_files(files)["transformer"]
     loras = check_loras(request.loras, report)
     precision, device = precision_options(options), choose_device(options.device)
-    precision.check_device(device, report)
+    precision.check_device(device, report, request.tokens)
     (names,) = numbered(output, 1, request.videos)
     tasks = [Task(request, seed, name) for seed, name in zip(request.seeds, names, strict=True)]
     renderer = Renderer(

@@ -169,7 +169,7 @@ def _generate(options: Namespace, console: Console) -> int:
         )
     loras = check_loras(request.loras, reports["transformer"])
     check_cache(request.cache, reports["transformer"], request.width * request.height)
-    precision.check_device(device, reports["transformer"])
+    precision.check_device(device, reports["transformer"], request.tokens)
     swap = swap_options(options)
     console.note(f"Seed {request.seed}")
     renderer = Renderer(files, precision, device, console, options.force, loras, swap, options.measure_ratios)

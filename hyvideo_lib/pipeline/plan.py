@@ -21,14 +21,12 @@ from .loras import load_loras
 from .plan_advice import EIGHT_BITS, SampleAdvice, advise_decode, advise_text
 from .precision import Precision
 from .report import describe_tiles
-from .request import GenerateRequest
+from .request import TEXT_TOKENS, GenerateRequest
 from .sampler import offload_transformer
 from .sketch import is_mapped, is_wide, sketch_text, sketch_transformer, sketch_vae, weights_of
 from .tiles import FIT, FIT_SHARED, VAEWork
 from .working import SampleWork
 
-TEXT_TOKENS = 256
-"""The longest prompt there is; shorter ones take a little less."""
 TEMPLATE_TOKENS = 95
 
 

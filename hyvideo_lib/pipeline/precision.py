@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..attention import AUTO, attention_names, check_backend
+from ..attention import AUTO, TRIED_TOKENS, attention_names, check_backend
 from ..errors import InvalidSetting
 from ..transformer import CompileConfig
 
@@ -71,16 +71,16 @@ class Precision:
         """A name of quant.PRODUCTS; None multiplies in the compute dtype."""
         return None if self.matmul == DENSE else self.matmul
 
-    def check_device(self, device: str | torch.device, report: FileReport) -> None:
+    def check_device(self, device: str | torch.device, report: FileReport, tokens: int = TRIED_TOKENS) -> None:
         """Try a named attention and products in 8 bits on the device, for the transformer of this report, before
-        anything is loaded. Raises InvalidSetting, MissingPackage.
+        anything is loaded. tokens: of the run, if they are known. Raises InvalidSetting, MissingPackage.
         """
         device, config = torch.device(device), report.config or {}
         if self.product:
             self._check_product(self.product, device, report.quantization)
         if self.attention != AUTO:
             head_dim = config["hidden_size"] // config["num_heads"]
-            check_backend(self.attention, device, head_dim, self.transformer_dtype(device))
+            check_backend(self.attention, device, head_dim, self.transformer_dtype(device), tokens)
 
     def _check_product(self, product: str, device: torch.device, quantization: str) -> None:
         from ..quant import probe_product

@@ -8,7 +8,7 @@ from typing import Any
 from .. import __version__
 from ..caches import CacheConfig
 from ..errors import EmptyPrompt, InvalidSetting, InvalidSize, InvalidSteps
-from ..geometry import check_frames, check_size, latent_shape
+from ..geometry import check_frames, check_size, image_tokens, latent_shape
 from ..sampling import (
     GuidanceConfig,
     check_seed,
@@ -30,6 +30,8 @@ NEGATIVE_PROMPT = (
 )
 """The reference's, used when classifier-free guidance is on and no other is given."""
 
+TEXT_TOKENS = 256
+"""The longest prompt there is; shorter ones take a little less."""
 FPS_RANGE = (1.0, 240.0)
 MAX_STEPS = 10_000
 MAX_VIDEOS = 10_000
@@ -100,6 +102,11 @@ class GenerateRequest:
     def latent_shape(self) -> tuple[int, int, int]:
         """(T, H, W) of the latents."""
         return latent_shape(self.width, self.height, self.frames)
+
+    @property
+    def tokens(self) -> int:
+        """Of image and a full text together."""
+        return image_tokens(self.width, self.height, self.frames) + TEXT_TOKENS
 
     @property
     def used_negative(self) -> str | None:

@@ -56,7 +56,7 @@ def generate(
     check_loras(request.loras, transformer)
     check_cache(request.cache, transformer, request.width * request.height)
     host = host or HeadlessHost()
-    precision.check_device(host.device, transformer)
+    precision.check_device(host.device, transformer, request.tokens)
     clock = Clock(host)
     with closing(TextStage(files, precision, host, clock)) as encode:
         texts = encode(request, clock)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hyvideo_lib.attention import BACKENDS, Backend
+from hyvideo_lib.attention.sdpa import sdpa
 from hyvideo_lib.cli import build_parser
 from hyvideo_lib.cli.options import precision_options, rope_options
 from hyvideo_lib.memory import fit
@@ -125,6 +126,17 @@ def test_the_attention_that_ran_is_told_and_one_that_cannot_run_is_refused_befor
     assert (refused.code, refused.error) == (2, "missing_package")
     assert "loading" not in refused.stderr
     assert generate(PROMPT, "--out", "b.mp4", "--attention", "magic").error == "invalid_setting"
+
+
+def test_an_attention_that_is_wrong_at_the_runs_size_alone_is_refused_before_anything_is_loaded(generate, monkeypatch):
+    def shorter(q, k, v):
+        return sdpa(q, k, v) * (1 - 40 / (k.shape[2] + 40))
+
+    monkeypatch.setitem(BACKENDS, "shorter", Backend("shorter", lambda: shorter, "Mend it."))
+    refused = generate(PROMPT, "--out", "a.mp4", "--attention", "shorter")
+    assert (refused.code, refused.error) == (2, "invalid_setting")
+    assert "gives wrong numbers for 264 tokens" in refused.message
+    assert "loading" not in refused.stderr
 
 
 @pytest.mark.parametrize(("option", "scope"), [("--compile", "blocks"), ("--compile-pieces", "pieces")])
