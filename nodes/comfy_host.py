@@ -325,9 +325,13 @@ def load_attention() -> Kernel:
 
 
 ATTENTION = Backend(
-    "comfyui", load_attention, "It is ComfyUI's own, chosen by the options ComfyUI was started with.", is_exact=False
+    "comfyui",
+    load_attention,
+    "It is ComfyUI's own, chosen by the options ComfyUI was started with.",
+    is_exact=False,
+    extra=3.5,
 )
-"""Not exact as far as can be told: with --use-sage-attention it multiplies in 8 bits."""
+"""Not exact as far as can be told, and counted as the most that it may take: with --use-sage-attention it is that."""
 
 
 # Progress, previews, interruption

@@ -287,3 +287,8 @@ def test_both_widgets_say_how_the_blocks_multiply(pack, monkeypatch, fp8_matmul,
     products = pack.hyvideo_lib.quant.PRODUCTS
     assert (layer.product is products[product]) if product else layer.product not in products.values()
     assert tried == [name for name in (product,) if name]
+
+
+def test_comfyuis_own_attention_is_counted_as_the_most_that_it_may_be(pack):
+    backends = pack.hyvideo_lib.attention.BACKENDS
+    assert backends["comfyui"].extra == backends["sage"].extra
