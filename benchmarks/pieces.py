@@ -22,7 +22,7 @@ from hyvideo_lib.quant import use_product
 from hyvideo_lib.transformer import CompileConfig, LeanConfig, TransformerConfig
 from hyvideo_lib.transformer.chunks import AS_THEY_ARE, Chunks
 from hyvideo_lib.transformer.compile_config import SCOPES
-from hyvideo_lib.transformer.compiling import compiled_chunks, compiled_pieces, has_failed
+from hyvideo_lib.transformer.compiling import compiled_chunks, compiled_pieces, why_uncompiled
 from hyvideo_lib.transformer.lean import Form
 from hyvideo_lib.transformer.modulation import Condition
 from hyvideo_lib.transformer.pieces import PLAIN, Pieces
@@ -37,7 +37,7 @@ EIGHT_BIT = "int8"
 
 def run(options: Options) -> Iterator[Row]:
     config, chunk = (SMALL, QUICK_CHUNK) if options.is_quick else (WIDE, CHUNK)
-    compiled = compiled_pieces(PIECES)
+    compiled = compiled_pieces(PIECES, options.device)
     for dtype in options.dtypes:
         name_of_dtype = str(dtype).removeprefix("torch.")
         for name, call in pieces_of(config, chunk, dtype, options.device).items():
@@ -64,7 +64,7 @@ def block_cases(
             for scope in SCOPES:
                 case = f"{kind} block, {str(dtype).removeprefix('torch.')}, {product}, {scope} compiled"
                 compiling = CompileConfig(scope=scope)
-                sides = {OURS: make(compiled_chunks(compiling)), AS_IS: make(AS_THEY_ARE)}
+                sides = {OURS: make(compiled_chunks(compiling, options.device)), AS_IS: make(AS_THEY_ARE)}
                 yield Case(case, partial(_rows, benchmark, case, sides, options, compiling))
 
 
@@ -74,8 +74,9 @@ def _rows(
     with torch.no_grad():
         for side in sides.values():
             side()  # compiles
-    if has_failed(compiling):
-        yield skipped_row(benchmark, case, OURS, "could not be compiled; the reason was logged")
+    reason = why_uncompiled(compiling, options.device)
+    if reason:
+        yield skipped_row(benchmark, case, OURS, f"could not be compiled: {reason}")
         return
     yield from compared(benchmark, case, sides, options)
 

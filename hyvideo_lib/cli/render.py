@@ -243,8 +243,7 @@ class Renderer:
                     task.latents = sample(task.request, task.texts, task.seed, clock, start, self._measurement)
                     task.settings = {
                         **task.request.settings(task.seed),
-                        **self._surroundings(),
-                        "attention": sample.attention,
+                        **self._surroundings(clock.stages["sample"]),
                     }
                     self._tell_cache(task, sample.cache_report)
                     self._keep(task)
@@ -380,16 +379,20 @@ class Renderer:
         told.__cause__ = error
         return told
 
-    def _surroundings(self) -> dict[str, Any]:
-        """What else decides the numbers: files, device, dtypes."""
+    def _surroundings(self, sampled: StageReport) -> dict[str, Any]:
+        """What else decides the numbers: files, device, dtypes, and what became of the attention and compiling that
+        were asked for."""
         device, precision = self.host.device, self.precision
+        asked = asdict(precision.compiling) if precision.compiling else None
         return {
             "files": self.files.names(),
             "device": str(device),
             "dtype": str(precision.transformer_dtype(device)).removeprefix("torch."),
             "storage_dtype": precision.storage,
             "matmul": precision.matmul,
-            "compile": asdict(precision.compiling) if precision.compiling else None,
+            "attention": sampled.attention,
+            "compile_asked": asked,
+            "compile": None if sampled.uncompiled else asked,
             "vae_dtype": str(precision.vae_dtype(device)).removeprefix("torch."),
         }
 

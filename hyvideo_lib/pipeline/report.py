@@ -24,7 +24,8 @@ class StageReport:
     device_peak_bytes: the most that PyTorch's allocator had given out on the device during the stage, weights included;
     None on the CPU. ram_peak_bytes: the most RAM that the process had held up to the stage's end. moved_bytes,
     stalled_seconds: see Traffic. attention: the backend. skipped_steps: steps that a cache answered. swapped_blocks: at
-    the end. tiles: how the VAE cut, in words. rungs: steps down that were taken when memory ran out.
+    the end. tiles: how the VAE cut, in words. rungs: steps down that were taken when memory ran out. uncompiled: why
+    the blocks ran as they are though they were to be compiled.
     """
 
     seconds: float
@@ -37,6 +38,7 @@ class StageReport:
     swapped_blocks: int | None = None
     tiles: str | None = None
     rungs: tuple[str, ...] = ()
+    uncompiled: str | None = None
 
     def then(self, later: StageReport) -> StageReport:
         """Both as one: the stage was run twice."""
@@ -49,6 +51,7 @@ class StageReport:
             stalled_seconds=_sum(self.stalled_seconds, later.stalled_seconds),
             skipped_steps=_sum(self.skipped_steps, later.skipped_steps),
             rungs=self.rungs + later.rungs,
+            uncompiled=later.uncompiled or self.uncompiled,
         )
 
     def describe(self) -> str:
@@ -63,6 +66,7 @@ class StageReport:
             self.attention and f"attention {self.attention}",
             self.skipped_steps and f"{self.skipped_steps} steps skipped",
             self.tiles and f"tiles {self.tiles}",
+            self.uncompiled and f"not compiled ({self.uncompiled})",
             self.rungs and "memory ran out, so: " + "; ".join(self.rungs),
         ]
         return ", ".join(fact for fact in facts if fact)
@@ -98,6 +102,7 @@ class StageLog:
     swapped_blocks: int | None = None
     tiles: str | None = None
     rungs: tuple[str, ...] = ()
+    uncompiled: str | None = None
     report: StageReport | None = None
     """What became of it, once the stage is over."""
 
@@ -122,6 +127,7 @@ def measured(device: torch.device) -> Iterator[StageLog]:
             log.swapped_blocks,
             log.tiles,
             log.rungs,
+            log.uncompiled,
         )
 
 

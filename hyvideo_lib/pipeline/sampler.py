@@ -23,6 +23,7 @@ from ..memory.ram import free_ram_bytes, free_swap_bytes
 from ..sampling import GuidanceConfig, Kept, VelocityFn, VelocityModel, denoise, draw_noise, make_velocity_fn, mix_noise
 from ..text import TextEmbeds
 from ..transformer import CompileConfig, HunyuanVideoTransformer, LeanConfig, RopeSettings, TransformerConfig
+from ..transformer.compiling import begin_run, why_uncompiled
 from ..transformer.loan import on_loan
 from .ladder import Ladder, guide_in_turn
 from .working import SampleWork
@@ -131,6 +132,11 @@ class SampleRun:
     def config(self) -> TransformerConfig:
         return self.model.config
 
+    @property
+    def uncompiled(self) -> str | None:
+        """Why the blocks ran as they are in the last video though they were to be compiled; None if they did not."""
+        return why_uncompiled(self.compiling, self.host.device) if self.compiling else None
+
     def fitted(self, latent_shape: tuple[int, int, int], room: int | None) -> tuple[SampleRun, int]:
         """The same run, its blocks as lean as the device asks for, for latents of (T, H, W); and what it takes there.
 
@@ -230,6 +236,8 @@ class SampleRun:
         clean = start.float().cpu() * self.scaling
         latents = mix_noise(clean, noise, float(self.sigmas[0]))
         latents = latents.to(self.host.device)
+        if self.compiling:
+            begin_run(self.compiling, latents.device)
         kept = None if mask is None else Kept(clean, noise, mask)
         try:
             with on_device(self.host.device), attach(self.model, self.loras):

@@ -188,7 +188,9 @@ class SampleStage:
             finally:
                 log.rungs = tuple(run.rungs)
                 log.traffic, log.attention = self._offloader.traffic - before, self.attention
-                log.swapped_blocks = self._offloader.num_swapped
+                log.swapped_blocks, log.uncompiled = self._offloader.num_swapped, run.uncompiled
+            if log.uncompiled:
+                clock.notices.append(Notice("uncompiled", f"The blocks ran uncompiled: {log.uncompiled}."))
             self.cache_report = step_cache.report if step_cache and request.cache else None
             log.skipped_steps = self.cache_report.skipped_steps if self.cache_report else None
             return latents

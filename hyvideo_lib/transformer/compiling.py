@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from inspect import signature
 from typing import Any, cast
@@ -43,51 +43,70 @@ MOST_FORMS = 64
 
 
 @cache
-def compiled_chunks(config: CompileConfig) -> Chunks:
+def compiled_chunks(config: CompileConfig, device: torch.device) -> Chunks:
     """All of it compiled so. Nothing happens before the first call; kernels stay as long as the process lives."""
     if config.scope == "pieces":
-        return with_pieces(compiled_pieces(config))
-    return Chunks(**_compile_all(AS_THEY_ARE, config))
+        return with_pieces(compiled_pieces(config, device))
+    return Chunks(**_compile_all(AS_THEY_ARE, config, device))
 
 
 @cache
-def compiled_pieces(config: CompileConfig) -> Pieces:
+def compiled_pieces(config: CompileConfig, device: torch.device) -> Pieces:
     """The pieces alone, whatever the scope."""
-    return Pieces(**_compile_all(PLAIN, config))
+    return Pieces(**_compile_all(PLAIN, config, device))
 
 
-def _compile_all(plain: Chunks | Pieces, config: CompileConfig) -> dict[str, _Compiled]:
+def _compile_all(plain: Chunks | Pieces, config: CompileConfig, device: torch.device) -> dict[str, _Compiled]:
     """Every function of a table, by its name."""
-    state = _State()
+    failure = _failure_of(config, device)
     return {
-        field.name: _Compiled(getattr(plain, field.name), config, ARGUMENTS[field.name], state)
+        field.name: _Compiled(getattr(plain, field.name), config, ARGUMENTS[field.name], failure)
         for field in fields(plain)
     }  # fmt: skip
 
 
-def has_failed(config: CompileConfig) -> bool:
-    """Whether what was to be compiled so runs as it is, as that was not possible."""
-    functions = compiled_pieces(config) if config.scope == "pieces" else compiled_chunks(config)
-    return any(getattr(functions, field.name)._state.has_failed for field in fields(functions))
+def begin_run(config: CompileConfig, device: torch.device) -> None:
+    """Try again what failed before and may go well now. What cannot is said again."""
+    failure = _failure_of(config, device)
+    if failure.may_pass:
+        failure.reason = ""
+    elif failure.reason:
+        logger.warning(UNCOMPILED, failure.reason)
 
 
-class _State:
-    """Shared by the functions: once one could not be compiled, none is."""
+def why_uncompiled(config: CompileConfig, device: torch.device) -> str | None:
+    """Why what was to be compiled so runs as it is; None if it does not."""
+    return _failure_of(config, device).reason or None
 
-    has_failed = False
+
+@dataclass
+class _Failure:
+    """Shared by the functions: once one could not be compiled, none is. reason: empty as long as all could."""
+
+    reason: str = ""
+    may_pass: bool = False
+
+
+def _failure_of(config: CompileConfig, device: torch.device) -> _Failure:
+    return _failure(config, torch.empty(0, device=device).device)  # "cuda" is one of the cards
+
+
+@cache
+def _failure(config: CompileConfig, device: torch.device) -> _Failure:
+    return _Failure()
 
 
 class _Compiled:
-    """One function. Where it cannot be compiled, it says so once and computes as it is."""
+    """One function. Where it cannot be compiled, it says so once a run and computes as it is."""
 
     def __init__(
-        self, plain: Callable[..., Any], config: CompileConfig, arguments: tuple[str, ...], state: _State
+        self, plain: Callable[..., Any], config: CompileConfig, arguments: tuple[str, ...], failure: _Failure
     ) -> None:
-        self._plain, self._config, self._arguments, self._state = plain, config, arguments, state
+        self._plain, self._config, self._arguments, self._failure = plain, config, arguments, failure
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        if self._state.has_failed:
+        if self._failure.reason:
             return self._plain(*args)
         given = list(zip(args, self._arguments, strict=True))
         made = [self._run([self._of_item(*each, i) for each in given]) for i in range(len(args[0]))]
@@ -108,12 +127,12 @@ class _Compiled:
         return part
 
     def _run(self, args: list[Any]) -> Any:
-        if self._state.has_failed:
+        if self._failure.reason:
             return self._plain(*args)
         try:
             compiled = self._make()
         except RuntimeError as error:  # this Python or system is not supported at all
-            self._fail(error)
+            self._fail(error, may_pass=False)
             return self._plain(*args)
         try:
             with _allowing_forms():
@@ -127,12 +146,12 @@ class _Compiled:
             self._fail(error)
             return self._plain(*args)
 
-    def _fail(self, error: Exception) -> None:
-        self._state.has_failed = True
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:2]) or type(error).__name__  # the first line may be but "backend=... raised:"
-        needs = "" if _is_refused(error) else " Compiling needs Triton on a graphics card, a C++ compiler on a CPU."
-        logger.warning("The blocks run uncompiled: %s.%s", reason.rstrip("."), needs)
+    def _fail(self, error: Exception, may_pass: bool = True) -> None:
+        text = f"{type(error).__name__}: {error}"
+        is_missing = any(words in text for words in MISSING)
+        self._failure.reason = _reason(error) + (f". {NEEDS}" if is_missing else "")
+        self._failure.may_pass = may_pass and not is_missing and not any(words in text for words in REFUSED)
+        logger.warning(UNCOMPILED, self._failure.reason)
 
     def _make(self) -> Callable[..., Any]:
         if self._compiled is None:
@@ -165,16 +184,23 @@ def _allowing_forms() -> AbstractContextManager[object]:
 
 NOTHING_COMPILED = "found no compiled frames"
 """What an error of no kind of its own says where the compiler left out all there was."""
+REFUSED = ("SkipFrame", "FailOnRecompileLimitHit", "GPUTooOldForTriton", NOTHING_COMPILED)
+"""In the error of a compiler that is there and takes no such thing, as bfloat16 on cards before the RTX 30 series."""
+MISSING = ("InvalidCxxCompiler", "TritonMissing", "triton installation", "No module named 'triton", "C compiler")
+NEEDS = "Compiling needs Triton on a graphics card, a C++ compiler on a CPU"
+UNCOMPILED = "The blocks run uncompiled: %s."
 
 
 def _failed_to_compile(error: Exception) -> bool:
     return isinstance(error, compile_errors()) or NOTHING_COMPILED in str(error)
 
 
-def _is_refused(error: Exception) -> bool:
-    """Whether the compiler is there and does not take this, such as bfloat16 on cards before the RTX 30 series."""
-    text = f"{type(error).__name__}: {error}"
-    return any(words in text for words in ("SkipFrame", "FailOnRecompileLimitHit", NOTHING_COMPILED))
+def _reason(error: BaseException) -> str:
+    """What is wrong, without what the layers of the compiler add to it."""
+    while inner := getattr(error, "inner_exception", None):
+        error = inner
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]).rstrip(".") or type(error).__name__
 
 
 @cache

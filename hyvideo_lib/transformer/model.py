@@ -165,7 +165,7 @@ class HunyuanVideoTransformer(nn.Module):
         txt = self.txt_in(text_embeds.to(dtype), timesteps, text_mask)
         x = torch.cat([self.img_in(latents.to(dtype)), txt], dim=1)  # [B, L, D]
         turn = rotation_tables(grid, self.config.rope_axes, self.config.rope_theta, rope, latents.device)
-        chunks = AS_THEY_ARE if compiling is None else compiled_chunks(compiling)
+        chunks = AS_THEY_ARE if compiling is None else compiled_chunks(compiling, x.device)
         img = self.run_blocks(x, condition, turn, lengths, host, source, Form(lean, attend_fn, chunks), cache)
         return self.unpatchify(self.final_layer(img, condition.vec, lean), grid)
 

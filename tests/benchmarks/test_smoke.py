@@ -67,7 +67,7 @@ def test_the_lean_blocks_are_compared_with_the_plain_ones_and_with_what_was_pred
 
 
 def test_what_could_not_be_compiled_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "has_failed", lambda compiling: True)
+    monkeypatch.setattr(pieces, "why_uncompiled", lambda *_: "no compiler")
     sides = {OURS: lambda: torch.ones(1), pieces.AS_IS: lambda: torch.ones(1)}
     options = Options(1, True, "", torch.device("cpu"), (torch.float32,), Path())
     rows = list(pieces._rows("b", "c", sides, options, pieces.PIECES))

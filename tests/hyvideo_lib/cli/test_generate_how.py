@@ -14,8 +14,7 @@ from hyvideo_lib.cli import build_parser
 from hyvideo_lib.cli.options import precision_options, rope_options
 from hyvideo_lib.memory import fit
 from hyvideo_lib.pipeline import load_latents
-from hyvideo_lib.transformer import CompileConfig, RopeSettings
-from hyvideo_lib.transformer.compiling import compiled_chunks, compiled_pieces
+from hyvideo_lib.transformer import CompileConfig, RopeSettings, compiling
 from hyvideo_lib.vae import CausalVideoVAE, TinyVAE, TinyVAEConfig
 from hyvideo_lib.video import read_frames, read_settings
 
@@ -143,18 +142,45 @@ def test_an_attention_that_is_wrong_at_the_runs_size_alone_is_refused_before_any
 def test_compiling_is_an_option_and_stands_in_the_settings(generate, monkeypatch, option, scope):
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend="eager", **options))
-    for made in (compiled_pieces, compiled_chunks):
-        made.cache_clear()
+    forget_compiled()
     plain = generate(PROMPT, "--seed", 1, "--out", "a.mp4").report["videos"][0]["settings"]
     settings = generate(PROMPT, "--seed", 1, option, "--out", "b.mp4").report["videos"][0]["settings"]
-    for made in (compiled_pieces, compiled_chunks):
-        made.cache_clear()
-    assert plain["compile"] is None
-    assert settings["compile"] == {"backend": "inductor", "mode": "default", "dynamic": True, "scope": scope}
+    forget_compiled()
+    assert plain["compile"] is plain["compile_asked"] is None
+    asked = {"backend": "inductor", "mode": "default", "dynamic": True, "scope": scope}
+    assert settings["compile"] == settings["compile_asked"] == asked
+    assert settings["report"]["stages"]["sample"]["uncompiled"] is None
     refused = generate(PROMPT, "--out", "c.mp4", "--compile", "--compile-pieces")
     assert (refused.code, refused.error) == (2, "bad_input")
     frames = [read_frames(Path(f"{name}.mp4"), 64, 32, 5, 24).float() for name in "ab"]
     assert (frames[0] - frames[1]).abs().max() <= 16
+
+
+def forget_compiled() -> None:
+    for made in (compiling.compiled_pieces, compiling.compiled_chunks, compiling._failure):
+        made.cache_clear()
+
+
+def test_a_run_whose_blocks_could_not_be_compiled_says_so_everywhere(generate, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, backend, **options: original(fn, backend=full, **options))
+    forget_compiled()
+    answer = generate(PROMPT, "--compile-pieces", "--videos", 2, "--out", "a.mp4")
+    forget_compiled()
+    told = [record.message for record in caplog.records if "uncompiled" in record.message]
+    assert told == ["The blocks run uncompiled: [Errno 28] No space left on device."] * 2
+    for number, video in enumerate(answer.report["videos"], 1):
+        (warning,) = video["warnings"]
+        assert warning["code"] == "uncompiled"
+        assert "No space left on device" in warning["message"]
+        for settings in (video["settings"], read_settings(Path(f"a-{number}.mp4"))):
+            assert settings["compile"] is None
+            assert settings["compile_asked"]["scope"] == "pieces"
+            assert "No space left" in settings["report"]["stages"]["sample"]["uncompiled"]
+    assert len(answer.report["warnings"]) == 2
 
 
 def test_compiling_and_positions_can_be_told_in_full():

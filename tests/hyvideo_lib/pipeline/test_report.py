@@ -13,7 +13,9 @@ from hyvideo_lib.pipeline import Clock, RunReport, StageReport, describe_tiles, 
 from hyvideo_lib.vae import Tiles
 
 CPU = torch.device("cpu")
-FULL = StageReport(12.34, 3 * 2**30, 5 * 2**30, 2**31, 0.25, "sdpa", 4, 20, "none", ("10 more blocks swapped",))
+FULL = StageReport(
+    12.34, 3 * 2**30, 5 * 2**30, 2**31, 0.25, "sdpa", 4, 20, "none", ("10 more blocks swapped",), "no compiler"
+)
 
 
 def test_a_stage_is_measured_and_says_the_rest():
@@ -55,7 +57,8 @@ def test_a_stage_that_is_run_twice_adds_up():
 def test_words_hold_what_is_known_and_nothing_else():
     assert FULL.describe() == (
         "12.3 s, GPU peak 3.00 GiB, RAM peak 5.00 GiB, 2.00 GiB moved, stalled 0.2 s, 20 blocks swapped, attention "
-        "sdpa, 4 steps skipped, tiles none, memory ran out, so: 10 more blocks swapped"
+        "sdpa, 4 steps skipped, tiles none, not compiled (no compiler), memory ran out, so: 10 more blocks "
+        "swapped"
     )
     assert StageReport(1.0).describe() == "1.0 s"
     assert RunReport({"load_text": StageReport(1.0), "decode": StageReport(2.0, tiles="none")}).describe() == (

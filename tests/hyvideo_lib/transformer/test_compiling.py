@@ -24,6 +24,7 @@ from hyvideo_lib.transformer.loan import on_loan
 
 TRACED = CompileConfig("eager")
 """Traces and guards as any backend, and makes no kernels: what is counted is the same."""
+CPU = torch.device("cpu")
 HANDFUL = 12
 """Graphs for three functions: with and without rotation, of one head and of several, of one token and of many."""
 
@@ -60,6 +61,7 @@ def forget_all() -> None:
     torch._dynamo.reset()
     compiling.compiled_chunks.cache_clear()
     compiling.compiled_pieces.cache_clear()
+    compiling._failure.cache_clear()
 
 
 def compile_by(monkeypatch: pytest.MonkeyPatch, backend: Callable[..., Callable[..., Tensor]]) -> None:
@@ -200,9 +202,9 @@ def test_where_compiling_fails_the_blocks_run_as_they_are_and_one_line_says_so(
     (record,) = (record for record in caplog.records if record.name == "hyvideo")
     assert "The blocks run uncompiled" in record.message
     assert "Cannot find a working triton installation" in record.message
-    assert compiling.has_failed(traced)
+    assert compiling.why_uncompiled(traced, CPU) in record.message
     forget_all()
-    assert not compiling.has_failed(traced)
+    assert compiling.why_uncompiled(traced, CPU) is None
 
 
 def test_a_system_without_any_compiler_falls_back_too(
@@ -231,14 +233,14 @@ def test_a_function_may_have_more_forms_than_pytorch_would_allow_others(
     forget_all()
     if is_old:
         monkeypatch.setattr(compiling, "_takes_limit", lambda: False)
-    made = compiling.compiled_pieces(TRACED)
+    made = compiling.compiled_pieces(TRACED, CPU)
     kinds = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     with torch.no_grad():
         for one, other in itertools.product(kinds, kinds):
             x, gate = torch.randn(1, 9, 8).to(one), torch.randn(1, 9, 8).to(other)
             assert torch.equal(made.join_gelu(x, gate.clone()), pieces.PLAIN.join_gelu(x, gate.clone()))
     assert count.graphs == 16
-    assert not made.join_gelu._state.has_failed
+    assert compiling.why_uncompiled(TRACED, CPU) is None
     forget_all()
 
 
@@ -261,6 +263,79 @@ def test_a_compiler_that_refuses_is_not_said_to_be_missing(
     forget_all()
 
 
+class Failing:
+    """A compiler that fails so many times, and counts how often it was asked."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self.error, self.times, self.asked = error, times, 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Tensor]:
+        self.asked += 1
+        if self.asked <= self.times:
+            raise self.error
+        return module.forward
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass", "says_what_is_missing"),
+    [
+        (OSError(28, "No space left on device"), True, False),
+        (RuntimeError("Cannot find a working triton installation"), False, True),
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), False, True),
+        (RuntimeError("SkipFrame: BF16 is not supported"), False, False),
+    ],
+)
+def test_what_may_pass_is_tried_again_in_the_next_run_and_the_rest_is_said_again(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    traced: CompileConfig,
+    error: Exception,
+    may_pass: bool,
+    says_what_is_missing: bool,
+) -> None:
+    forget_all()
+    failing = Failing(error, 1)
+    compile_by(monkeypatch, failing)
+    model, inputs = tiny_transformer(), transformer_inputs()
+
+    def told() -> list[str]:
+        found = [record.message for record in caplog.records if record.name == "hyvideo"]
+        caplog.clear()
+        return found
+
+    compiling.begin_run(traced, CPU)
+    assert told() == []
+    assert both_equal(model, inputs, traced)
+    assert both_equal(model, inputs, traced)
+    reason = compiling.why_uncompiled(traced, CPU)
+    assert reason is not None
+    assert str(error).rstrip(".") in reason
+    assert ("Triton on a graphics card" in reason) == says_what_is_missing
+    assert told() == [f"The blocks run uncompiled: {reason}."]
+    assert failing.asked == 1
+    compiling.begin_run(traced, CPU)
+    assert told() == ([] if may_pass else [f"The blocks run uncompiled: {reason}."])
+    assert both_equal(model, inputs, traced)
+    assert compiling.why_uncompiled(traced, CPU) == (None if may_pass else reason)
+    assert (failing.asked > 1) == may_pass
+    forget_all()
+
+
+@torch.no_grad()
+def both_equal(model: HunyuanVideoTransformer, inputs: dict[str, Tensor], config: CompileConfig) -> bool:
+    return relative_error(model(**inputs, compiling=config), model(**inputs)) <= 1e-6
+
+
+def test_one_device_where_it_fails_says_nothing_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_all()
+    compile_by(monkeypatch, Failing(RuntimeError("SkipFrame: BF16 is not supported"), 1))
+    with torch.no_grad():
+        compiling.compiled_pieces(TRACED, CPU).join_gelu(torch.randn(1, 9, 8), torch.randn(1, 9, 8))
+    assert compiling.why_uncompiled(TRACED, CPU)
+    assert compiling.why_uncompiled(TRACED, torch.device("meta")) is None
+    forget_all()
+
+
 def test_running_out_of_memory_is_not_taken_for_a_failure_to_compile() -> None:
     assert not issubclass(torch.cuda.OutOfMemoryError, compiling.compile_errors())
     assert not issubclass(MemoryError, compiling.compile_errors())
@@ -280,12 +355,12 @@ def test_nor_is_running_out_of_memory_while_it_compiles(
 
     forget_all()
     compile_by(monkeypatch, backend)
-    made, (gate, mlp) = compiling.compiled_pieces(TRACED), torch.randn(2, 1, 9, 16)
+    made, (gate, mlp) = compiling.compiled_pieces(TRACED, CPU), torch.randn(2, 1, 9, 16)
     with torch.no_grad():
         with pytest.raises(type(shortage)) as raised:
             made.join_gelu(gate, mlp.clone())
         assert raised.value is shortage
-        assert not made.join_gelu._state.has_failed
+        assert compiling.why_uncompiled(TRACED, CPU) is None
         assert torch.equal(made.join_gelu(gate, mlp.clone()), pieces.PLAIN.join_gelu(gate, mlp.clone()))
     assert not [record for record in caplog.records if record.name == "hyvideo"]
     forget_all()
@@ -316,7 +391,7 @@ def test_unknown_settings_are_refused(wrong: dict[str, str]) -> None:
 def test_real_kernels_give_the_same_numbers(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     forget_all()
-    made, plain = compiling.compiled_pieces(CompileConfig()), pieces.PLAIN
+    made, plain = compiling.compiled_pieces(CompileConfig(), CPU), pieces.PLAIN
     x, shift, scale = torch.randn(2, 9, 16), torch.randn(2, 1, 16), torch.randn(2, 1, 16)
     heads, gain, rotation = torch.randn(2, 9, 2, 8), torch.randn(8), torch.randn(9, 4, 2)
     with torch.no_grad():
@@ -327,7 +402,7 @@ def test_real_kernels_give_the_same_numbers(tmp_path, monkeypatch: pytest.Monkey
             assert relative_error(*joined) <= 1e-6
             turned = [do.turn_heads(heads[:, :n], gain, rotation[:n]) for do in (made, plain)]
             assert relative_error(*turned) <= 1e-6
-    assert not made.modulate._state.has_failed
+    assert compiling.why_uncompiled(CompileConfig(), CPU) is None
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
@@ -342,4 +417,4 @@ def test_real_kernels_of_whole_blocks_give_the_same_video(tmp_path, monkeypatch:
     for lean in (LeanConfig(), LeanConfig(2, 7)):
         inputs = transformer_inputs(2, valid=(11, 4))
         assert both(model, inputs, config, lean=lean, clean_first_frame=True, source=source) <= 1e-5
-    assert not compiling.compiled_chunks(config).after_single._state.has_failed
+    assert compiling.why_uncompiled(config, CPU) is None
