@@ -41,8 +41,8 @@ def tile_inputs() -> list[Any]:
             options=list(TILE_MODES),
             default=TILE_MODES[0],
             tooltip="How the video is cut to save memory. reference: 256 pixels and 64 frames, as in Tencent's code. "
-            "fit: the largest pieces that fit, closest to uncut. custom: the two numbers below. none: in one piece, "
-            "best and by far the most memory.",
+            "fit: of the tiles that free memory allows, those with the least to compute: mostly longer ones, on small "
+            "cards less wide. custom: the two numbers below. none: in one piece, best and by far the most memory.",
         ),
         io.Int.Input(
             "tile_size",

@@ -1,4 +1,4 @@
-"""Latents to bytes in RAM, in the reference's tiles and in the largest that fit, against diffusers, under memory caps.
+"""Latents to bytes in RAM, in the reference's tiles and in those of `fit`, against diffusers, under memory caps.
 
 Ours streams, as the product does: a span of frames becomes bytes before the next is decoded. diffusers decodes the
 whole video, which then becomes bytes alike. What ran under a cap is not measured again in the same tiles under a larger

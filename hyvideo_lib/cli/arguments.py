@@ -266,8 +266,9 @@ def add_tiles(parser: Parser) -> None:
         "--tiles",
         default="reference",
         metavar="WHAT",
-        help="reference (256 pixels, 64 frames), fit (the largest that fit into free memory), none (in one piece), or "
-        "a tile size in pixels (default: reference); where memory runs out, smaller ones are taken",
+        help="reference (256 pixels, 64 frames), fit (of those that free memory allows, the ones with the least to "
+        "compute), none (in one piece), or a tile size in pixels (default: reference); where memory runs out, smaller "
+        "ones are taken, which make another video",
     )
     group.add_argument(
         "--tile-frames",

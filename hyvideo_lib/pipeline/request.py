@@ -45,8 +45,8 @@ class GenerateRequest:
 
     negative_prompt: used only with classifier-free guidance; None is the reference's. frames: 4k + 1. videos: how
     many, from consecutive seeds. strength: of a run that starts from given latents, the fraction of the steps that
-    are run. tiles: of the VAE; FIT takes the largest that fit, None cuts nothing. fps: of the file that is written.
-    loras: all of them act together. cache: skips passes of the transformer at the cost of
+    are run. tiles: of the VAE; FIT takes those that fit with the least to compute, None cuts nothing. fps: of
+    the file that is written. loras: all of them act together. cache: skips passes of the transformer at the cost of
     quality; None computes all.
     """
 

@@ -1,4 +1,4 @@
-"""How the VAE cuts a video: as asked for, as large as fits, and smaller when memory runs out.
+"""How the VAE cuts a video: as asked for, as memory allows, and smaller when memory runs out.
 
 The tiles are part of the result. So nothing is patched together when memory runs out: the whole video is made again in
 the next smaller tiles, and is what a run that began with those would have made.
@@ -34,7 +34,7 @@ for decoding, by 2,048, a product and a sum in each of two products of 512 chann
 FADE = round(Tiles.size * Tiles.overlap)
 """Pixels over which the reference's tiles fade into each other."""
 TilesChoice = Tiles | str | None
-"""Tiles, FIT for the largest that fit (FIT_SHARED: with shared norms), or None for no cuts."""
+"""Tiles, FIT for those that fit with the least to compute (FIT_SHARED: with shared norms), or None for no cuts."""
 Result = TypeVar("Result")
 
 
