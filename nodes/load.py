@@ -72,7 +72,8 @@ class LoadTransformer(io.ComfyNode):
             node_id="HyvLoadTransformer",
             display_name="HunyuanVideo Load Transformer",
             category=f"{CATEGORY}/load",
-            description="Loads a HunyuanVideo transformer (.safetensors). What the file is, is read from its contents.",
+            description="Loads a HunyuanVideo transformer (.safetensors or GGUF). What the file is, is read from its "
+            "contents.",
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -85,8 +86,8 @@ class LoadTransformer(io.ComfyNode):
                     "variant",
                     options=list(VARIANTS),
                     default="auto",
-                    tooltip="Which model of the family the file is. auto tells by its tensors; name it only where two "
-                    "kinds look alike.",
+                    tooltip="Which model of the family the file is. Both choices take text to video alone, which is "
+                    "what runs so far. A token-replace image-to-video file looks the same and makes poor videos.",
                 ),
                 io.Combo.Input(
                     "storage",

@@ -52,7 +52,8 @@ class Sampler(io.ComfyNode):
                 HYV_MODEL.Input("model", tooltip="From Load Transformer."),
                 HYV_EMBEDS.Input("embeds", tooltip="The encoded prompt."),
                 io.Latent.Input(
-                    "latents", tooltip="Size and number of the videos; with a strength below 1 also what to start from."
+                    "latents",
+                    tooltip="Size and number of the videos; with a strength below 1 or a mask also what to start from.",
                 ),
                 *_widgets(),
                 *_options(),

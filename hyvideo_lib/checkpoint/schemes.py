@@ -32,8 +32,6 @@ class Scheme:
     refusal: str = ""
 
 
-_USE = "Use a bf16, fp16, fp8 or GGUF file of the same model."
-
 SCHEMES: Mapping[str, Scheme] = {
     "none": Scheme("as they are"),
     "fp8_cast": Scheme("cast to fp8, without scales"),
@@ -43,16 +41,16 @@ SCHEMES: Mapping[str, Scheme] = {
     "gguf": Scheme("GGUF", FLOATS | GGML_FORMATS.keys()),
     "comfyui_other": Scheme(
         "a format of ComfyUI unknown here",
-        refusal=f"Its weights are in a ComfyUI format unknown here; known: {', '.join(COMFYUI_FORMATS)}. {_USE}",
+        refusal=f"Its weights are in a ComfyUI format unknown here; known: {', '.join(COMFYUI_FORMATS)}.",
     ),
-    "nvfp4": Scheme("4-bit floating point (nvfp4)", refusal=f"Weights in nvfp4 are not supported. {_USE}"),
-    "mxfp8": Scheme("fp8 in blocks (mxfp8)", refusal=f"Weights in mxfp8 are not supported. {_USE}"),
+    "nvfp4": Scheme("4-bit floating point (nvfp4)", refusal="Weights in nvfp4 are not supported."),
+    "mxfp8": Scheme("fp8 in blocks (mxfp8)", refusal="Weights in mxfp8 are not supported."),
     "bitsandbytes": Scheme(
-        "bitsandbytes", refusal=f"Weights quantised with bitsandbytes (int8, nf4, fp4) are not supported. {_USE}"
+        "bitsandbytes", refusal="Weights quantised with bitsandbytes (int8, nf4, fp4) are not supported."
     ),
-    "svdquant": Scheme("SVDQuant", refusal=f"Weights quantised with SVDQuant (Nunchaku) are not supported. {_USE}"),
-    "gptq": Scheme("GPTQ or AWQ", refusal=f"Weights quantised with GPTQ or AWQ are not supported. {_USE}"),
-    "quanto": Scheme("Quanto", refusal=f"Weights quantised with Quanto are not supported. {_USE}"),
+    "svdquant": Scheme("SVDQuant", refusal="Weights quantised with SVDQuant (Nunchaku) are not supported."),
+    "gptq": Scheme("GPTQ or AWQ", refusal="Weights quantised with GPTQ or AWQ are not supported."),
+    "quanto": Scheme("Quanto", refusal="Weights quantised with Quanto are not supported."),
 }
 
 # Ends of names -> scheme. The first that occurs in a file names its scheme.
@@ -125,12 +123,15 @@ def is_companion(name: str, header: Header) -> bool:
 
 
 def storage_refusal(scheme: str, accepted: Collection[str], dtypes: Collection[str]) -> str:
-    """Why weights stored so cannot be used; empty if they can. accepted: the schemes that this kind's loader knows."""
+    """Why weights stored so cannot be used, and which can; empty if they can.
+
+    accepted: the schemes that this kind's loader knows.
+    """
     entry = SCHEMES[scheme]
-    if entry.refusal:
-        return entry.refusal
-    if scheme not in accepted:
-        return f"Weights stored as {entry.title} ({scheme}) are not supported for this kind of file. {_USE}"
+    if entry.refusal or scheme not in accepted:
+        here = f"Weights stored as {entry.title} ({scheme}) are not supported for this kind of file."
+        usable = "bf16, fp16, fp8 or GGUF" if "gguf" in accepted else "bf16, fp16 or fp8"
+        return f"{entry.refusal or here} Use a {usable} file of the same model."
     strange = sorted(set(dtypes) - set(entry.dtypes))
     if strange:
         return f"Its weights are stored as {', '.join(strange)}; accepted here: {', '.join(sorted(entry.dtypes))}."

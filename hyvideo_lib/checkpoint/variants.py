@@ -58,6 +58,8 @@ VARIANTS = {
     "other": Variant("no known variant", r"(?!)"),
 }
 
+_OTHERWISE = " One that is not t2v loads all the same, and makes poor videos from text alone."
+
 # How many channels go in beyond those that come out (as functions of these) -> what it can be, the usual one first.
 _SAME_CHANNELS = ("t2v", "i2v_token_replace", "custom_reference")
 _TWICE = ("i2v_concat_no_mask", "keyframe_host")
@@ -91,7 +93,8 @@ def choose_variant(
     variant = choice or possible[0]
     notes = [f"{VARIANTS[variant].title[0].upper()}{VARIANTS[variant].title[1:]}."]
     if len(possible) > 1 and choice is None:
-        notes.append(f"Its tensors are the same for {titles}; they cannot tell. Choose another variant if it is one.")
+        otherwise = _OTHERWISE if variant == "t2v" else ""
+        notes.append(f"Its tensors are the same for {titles}; they cannot tell.{otherwise}")
     contradiction = name_contradiction(file_name, variant, possible)
     if contradiction:
         notes.append(contradiction)
@@ -104,8 +107,9 @@ def name_contradiction(file_name: str, variant: str, possible: tuple[str, ...]) 
     if not hinted or variant in hinted:
         return ""
     better = [name for name in hinted if name in possible]
-    advice = f"choose {better[0]} if that is so" if better else "the tensors count, not the name"
-    return f"Its name says {' or '.join(hinted)}, but it is taken as {variant}: {advice}."
+    advice = "the tensors fit both." if better else "the tensors count, not the name."
+    otherwise = _OTHERWISE if better and variant == "t2v" else ""
+    return f"Its name says {' or '.join(hinted)}, but it is taken as {variant}: {advice}{otherwise}"
 
 
 def hinted_variants(file_name: str) -> tuple[str, ...]:

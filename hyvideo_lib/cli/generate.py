@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="a prompt a line, in UTF-8; blank lines and lines beginning with # are skipped",
     )
-    files = parser.add_argument_group("model files (safetensors)")
+    files = parser.add_argument_group("model files (.safetensors; transformer and llm also GGUF; folders of parts)")
     files.add_argument("--transformer", type=Path, metavar="FILE", help="the diffusion transformer")
     files.add_argument("--vae", type=Path, metavar="FILE", help="the video VAE")
     files.add_argument("--llm", type=Path, metavar="FILE", help="the Llama text encoder")

@@ -11,6 +11,8 @@ from checkpoint_headers import released
 
 from hyvideo_lib.checkpoint import inspect_file
 from hyvideo_lib.checkpoint.build import recognise
+from hyvideo_lib.checkpoint.examine import ACCEPTED_SCHEMES
+from hyvideo_lib.checkpoint.schemes import storage_refusal
 from hyvideo_lib.checkpoint.variants import (
     VARIANTS,
     choose_variant,
@@ -25,7 +27,8 @@ TITLES = (
     "t2v (text to video) / i2v_token_replace (image to video, token replace) / "
     "custom_reference (HunyuanCustom, with a reference image)"
 )
-PICKED = "Its tensors are the same for " + TITLES + "; they cannot tell. Choose another variant if it is one."
+OTHERWISE = "One that is not t2v loads all the same, and makes poor videos from text alone."
+PICKED = f"Its tensors are the same for {TITLES}; they cannot tell. {OTHERWISE}"
 
 
 def report_of(tmp_path: Path, entries: headers.Entries, name: str = "model.safetensors"):
@@ -62,7 +65,7 @@ def test_a_choice_is_answered_in_words(possible, name, choice, found) -> None:
 def test_a_name_that_says_otherwise_is_told() -> None:
     assert name_contradiction("hunyuan_i2v.safetensors", "t2v", SAME) == (
         "Its name says i2v_token_replace or i2v_latent_concat, but it is taken as t2v: "
-        "choose i2v_token_replace if that is so."
+        f"the tensors fit both. {OTHERWISE}"
     )
     assert name_contradiction("SkyReels.safetensors", "t2v", SAME) == (
         "Its name says i2v_concat_no_mask, but it is taken as t2v: the tensors count, not the name."
@@ -108,6 +111,19 @@ def test_an_unknown_file_says_what_was_looked_for(tmp_path: Path, count: int) ->
     names = [f"some.{letter}.weight" for letter in "abcdefghijkl"[:count]]
     report = report_of(tmp_path, {name: ([2], "float32") for name in names})
     assert report.reason == f"{LOOKED_FOR}{', '.join(names[:10]) or 'none'}."
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "usable"),
+    [
+        ("transformer", "nvfp4", "bf16, fp16, fp8 or GGUF"),
+        ("vae", "nvfp4", "bf16, fp16 or fp8"),
+        ("vae", "gguf", "bf16, fp16 or fp8"),
+        ("clip", "gguf", "bf16, fp16 or fp8"),
+    ],
+)
+def test_a_refused_storage_names_those_that_this_kind_of_file_may_have(kind: str, scheme: str, usable: str) -> None:
+    assert storage_refusal(scheme, ACCEPTED_SCHEMES[kind], ()).endswith(f"Use a {usable} file of the same model.")
 
 
 def test_all_complaints_are_told_in_order(tmp_path: Path) -> None:
