@@ -170,6 +170,7 @@ class Plan(io.ComfyNode):
         from ..hyvideo_lib.memory import BlockSwap
         from ..hyvideo_lib.pipeline import GenerateRequest, LoraChoice, Precision
         from ..hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
+        from ..hyvideo_lib.pipeline.plan_terms import NODES as TERMS
         from ..hyvideo_lib.pipeline.plan_text import describe_plan
         from ..hyvideo_lib.sampling import GuidanceConfig
 
@@ -192,8 +193,9 @@ class Plan(io.ComfyNode):
         request.check()
         precision = Precision(storage=STORAGE[storage], matmul=matmul, attention=attention)
         place = machine(device, gpu_memory, card, ram, link)
-        plan = plan_run(request, PlannedFiles(**files), precision, place, device, block_swap or BlockSwap())
-        report = describe_plan(plan)
+        swap = block_swap or BlockSwap()
+        plan = plan_run(request, PlannedFiles(**files), precision, place, device, swap, terms=TERMS)
+        report = describe_plan(plan, TERMS)
         comfy_host.show_text(cls.hidden.unique_id, report)
         return io.NodeOutput(report, ui={"text": (report,)})
 

@@ -229,10 +229,19 @@ def add_device(parser: Parser) -> None:
         action="store_true",
         help="compile anew for every size and length, in place of once for all",
     )
+    choices = ", ".join(COMPUTE_DTYPES)
     group.add_argument(
-        "--vae-dtype", default="auto", metavar="NAME", help="auto is float16 on CUDA and float32 elsewhere"
+        "--vae-dtype",
+        default="auto",
+        metavar="NAME",
+        help=f"what the VAE computes in: {choices} (default: auto, float16 on CUDA and float32 elsewhere)",
     )
-    group.add_argument("--text-dtype", default="auto", metavar="NAME", help="auto is that of the text encoders' files")
+    group.add_argument(
+        "--text-dtype",
+        default="auto",
+        metavar="NAME",
+        help=f"what the text encoders rest and compute in: {choices} (default: auto, as in their files)",
+    )
 
 
 def add_swap(parser: Parser, double: int = 20, single: int = 40) -> None:

@@ -7,6 +7,8 @@ import time
 from .report import Console
 
 BAR_WIDTH = 24
+SHORTEST = 0.005
+"""Seconds that are not told as 0.00."""
 
 
 class Progress:
@@ -35,15 +37,17 @@ class Progress:
         """End the stage that is on, in one line that stays."""
         if self._name:
             seconds, done = self._seconds(), self._done
-            each = f" ({done} {self._unit}s, {seconds / done:.2f} s per {self._unit})" if done > 1 else ""
-            self._console.progress(f"{self._name}: {duration(seconds)}{each}", is_last=True)
+            pace = seconds / max(done, 1)
+            each = f", {pace:.2f} s per {self._unit}" if pace >= SHORTEST else ""
+            count = f" ({done} {self._unit}s{each})" if done > 1 else ""
+            self._console.progress(f"{self._name}: {duration(seconds)}{count}", is_last=True)
             self._name = ""
 
     def _seconds(self) -> float:
         return time.monotonic() - self._begin
 
 
-UNITS = {"decoding": "tile", "encoding video": "tile", "writing": "frame"}
+UNITS = {"decoding": "tile", "encoding video": "tile", "writing": "frame", "converting": "tensor", "merging": "tensor"}
 """What a stage counts, where that is not steps."""
 
 

@@ -147,7 +147,7 @@ class Ladder:
         narrower = "keep the weights in 8 bits (storage dtype float8_e4m3fn), " if _is_wide(run) else ""
         return (
             f"Nothing is left to give up here{numbers}. Make the video smaller or shorter (width, height, frames), "
-            f"{narrower}or close other programs; `hyvideo plan` says what fits."
+            f"{narrower}or close other programs; `hyvideo plan`, or in ComfyUI the node Plan, says what fits."
         )
 
 

@@ -19,6 +19,7 @@ from ..vae import Tiles
 from .ladder import describe_lean
 from .loras import load_loras
 from .plan_advice import EIGHT_BITS, SampleAdvice, advise_decode, advise_text
+from .plan_terms import BY_ITSELF, COMMAND_LINE, Terms
 from .precision import Precision
 from .report import describe_tiles
 from .request import TEXT_TOKENS, GenerateRequest
@@ -98,8 +99,11 @@ def plan_run(
     machine: Machine,
     device: torch.device,
     swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
+    terms: Terms = COMMAND_LINE,
 ) -> Plan:
     """Plan a request on a machine. device: the kind that it computes on. Reads headers only, and LoRAs.
+
+    terms: what settings are called where the plan is shown.
 
     Raises what checking the files and reading the LoRAs raises, and InvalidSetting for weights that cannot rest as
     asked, or a step cache that cannot be used with this transformer.
@@ -110,29 +114,29 @@ def plan_run(
         sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
         request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
     sample, work = _plan_sample(
-        request, model, precision.attention, is_mapped(files.transformer, precision), machine, swap
+        request, model, precision.attention, is_mapped(files.transformer, precision), machine, swap, terms
     )
     stages = (
         _plan_text(files, precision, machine),
         sample,
-        _plan_decode(request, files, precision, machine, device),
+        _plan_decode(request, files, precision, machine, device, terms),
     )
 
     def advise(stage: StagePlan) -> Iterator[str]:
         if stage.name == "text":
-            return advise_text(sketch_text("llm", files.llm, precision), machine.gpu_free is not None)
+            return advise_text(sketch_text("llm", files.llm, precision), machine.gpu_free is not None, terms)
         if stage.name == "decode":
             vaes = (
                 sketch_vae(files.vae, precision, device),
                 sketch_vae(files.vae, replace(precision, vae="float16"), device),
             )
             size = request.frames, request.height, request.width
-            return advise_decode(stage, vaes, size, machine, device)
+            return advise_decode(stage, vaes, size, machine, device, terms)
         narrow = None
         if is_wide(model):
             slim = sketch_transformer(files.transformer, replace(precision, storage=EIGHT_BITS), device)
             narrow = replace(work, model=slim, source=offload_transformer(slim, swap))
-        return SampleAdvice(stage, request, work, machine, swap).lines(narrow)
+        return SampleAdvice(stage, request, work, machine, swap, terms).lines(narrow)
 
     advised = tuple(stage if stage.fits else replace(stage, advice=tuple(advise(stage))) for stage in stages)
     passes = 2 if request.guidance.uses_cfg else 1
@@ -154,6 +158,7 @@ def _plan_sample(
     is_mapped: bool,
     machine: Machine,
     swap: BlockSwap,
+    terms: Terms = COMMAND_LINE,
 ) -> tuple[StagePlan, SampleWork]:
     """model: on the meta device. is_mapped: whether its weights stay in their file."""
     offloader = offload_transformer(model, swap)
@@ -169,18 +174,18 @@ def _plan_sample(
         attention,
     )
     weights = weights_of(offloader, len(model.double_blocks), is_mapped)
-    ways = _sample_ways(request, work, machine.gpu_free)
+    ways = _sample_ways(request, work, machine.gpu_free, terms)
     return plan_stage("sample", weights, ways, machine.gpu_free, machine.ram_free, swap), work
 
 
-def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None) -> Iterator[Way]:
+def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None, terms: Terms) -> Iterator[Way]:
     """As asked, then with less memory and more time; the blocks as lean as a run makes them."""
     is_batched = request.guidance.uses_cfg and request.guidance.batched
     for batched in (True, False) if is_batched else (request.guidance.batched,):
         lean, num_bytes = replace(work, guidance=replace(request.guidance, batched=batched)).fitted(free)
-        labels = ["CFG in turn (--cfg-in-turn)"] if is_batched and not batched else []
+        labels = [f"CFG in turn ({terms.cfg_in_turn})"] if is_batched and not batched else []
         if lean != LeanConfig():
-            labels.append(f"{describe_lean(lean)}, which happens by itself")
+            labels.append(f"{describe_lean(lean)}, {BY_ITSELF}")
         calls = 2 if request.guidance.uses_cfg and not batched else 1
         yield Way(", ".join(labels), num_bytes, calls, is_asked=batched or not is_batched)
 
@@ -194,7 +199,12 @@ def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> S
 
 
 def _plan_decode(
-    request: GenerateRequest, files: PlannedFiles, precision: Precision, machine: Machine, device: torch.device
+    request: GenerateRequest,
+    files: PlannedFiles,
+    precision: Precision,
+    machine: Machine,
+    device: torch.device,
+    terms: Terms,
 ) -> StagePlan:
     vae = sketch_vae(files.vae, precision, device)
     weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
@@ -208,12 +218,12 @@ def _plan_decode(
         asked = request.tiles
         if isinstance(asked, str):
             tiles = work.choose(asked, room)
-            yield way(tiles, "which happens by itself" if tiles else "")
+            yield way(tiles, BY_ITSELF if tiles else "")
             return
         yield way(asked, "")
         tiles = work.choose(FIT_SHARED if asked and asked.shared_norms else FIT, room)
         if tiles and work.num_bytes(tiles) < work.num_bytes(asked):
-            yield replace(way(tiles, f"--tiles {FIT}"), is_asked=False)
+            yield replace(way(tiles, terms.tiles_fit), is_asked=False)
 
     def way(tiles: Tiles | None, how: str) -> Way:
         return Way(f"tiles {describe_tiles(tiles)}, {how}" if how else "", work.num_bytes(tiles))

@@ -13,6 +13,7 @@ from ..memory.plan import StagePlan, Way, Weights, plan_stage, with_reserve
 from ..transformer import LeanConfig
 from ..transformer.lean_config import lean_steps
 from ..vae import CausalVideoVAE
+from .plan_terms import COMMAND_LINE, Terms
 from .request import GenerateRequest
 from .sampler import offload_transformer
 from .sketch import TextSketch, is_wide, weights_of
@@ -35,39 +36,45 @@ def half_size(width: int, height: int) -> tuple[int, int]:
     return max(16, width // 32 * 16), max(16, height // 32 * 16)
 
 
-def advise_text(llm: TextSketch, is_device: bool) -> Iterator[str]:
-    """is_device: whether it computes elsewhere than in RAM."""
+def advise_text(llm: TextSketch, is_device: bool, terms: Terms = COMMAND_LINE) -> Iterator[str]:
+    """is_device: whether it computes elsewhere than in RAM. terms: what settings are called where it is shown."""
     if llm.is_wide:
         yield "try a language model file in 8 bits: it takes about half"
     if is_device:
-        yield "try encoding on the CPU: device cpu of Load Text Encoders in ComfyUI, --device cpu for a whole run"
+        yield f"try encoding on the CPU: {terms.text_on_cpu}"
 
 
 class SampleAdvice:
-    """What would make sampling fit. work, swap: as they were planned. is_mapped: see Weights."""
+    """What would make sampling fit. work, swap: as they were planned. terms: what settings are called."""
 
     def __init__(
-        self, stage: StagePlan, request: GenerateRequest, work: SampleWork, machine: Machine, swap: BlockSwap
+        self,
+        stage: StagePlan,
+        request: GenerateRequest,
+        work: SampleWork,
+        machine: Machine,
+        swap: BlockSwap,
+        terms: Terms = COMMAND_LINE,
     ) -> None:
-        self._stage, self._request, self._machine, self._swap = stage, request, machine, swap
+        self._stage, self._request, self._machine, self._swap, self._terms = stage, request, machine, swap, terms
         self._work = replace(work, guidance=replace(request.guidance, batched=False))
 
     def lines(self, narrow: SampleWork | None) -> Iterator[str]:
         """narrow: the same with weights in 8 bits; None if they are, or if that is no help."""
-        stage, swap = self._stage, self._swap
+        stage, swap, terms = self._stage, self._swap, self._terms
         if stage.held_short and not stage.weights.is_mapped:
             yield (
                 "try a file that is stored so already (hyvideo convert --storage): weights that are converted for the "
                 f"run take {gib(stage.ram.converted)} of RAM, those of a file only where there is room"
             )
         if narrow is not None and stage.device_short:
-            yield from self._tried(f"--storage-dtype {EIGHT_BITS}", self._plan(narrow, _weights(narrow)))
+            yield from self._tried(terms.storage.format(dtype=EIGHT_BITS), self._plan(narrow, _weights(narrow)))
         if stage.swapped and swap.prefetch:
-            yield from self._tried("--prefetch 0", self._plan(self._work, swap=replace(swap, prefetch=0)))
+            yield from self._tried(terms.no_prefetch, self._plan(self._work, swap=replace(swap, prefetch=0)))
         cache = self._request.cache
         if cache is not None and not cache.on_host and stage.device_short:
             on_host = replace(self._work, cache=replace(cache, on_host=True))
-            yield from self._tried("--cache-on-host", self._plan(on_host))
+            yield from self._tried(terms.cache_on_host, self._plan(on_host))
         yield from self._smaller()
 
     def _smaller(self) -> Iterator[str]:
@@ -79,11 +86,11 @@ class SampleAdvice:
         for frames in fewer_frames(request.frames):
             plan = self._plan_video(replace(request, frames=frames))
             if plan.fits:
-                yield from self._tried(f"--frames {frames}", plan)
+                yield from self._tried(self._terms.frames.format(frames=frames), plan)
                 return
         width, height = half_size(request.width, request.height)
         plan = self._plan_video(replace(request, width=width, height=height))
-        yield from self._tried(f"--width {width} --height {height}", plan)
+        yield from self._tried(self._terms.size.format(width=width, height=height), plan)
 
     def _plan_video(self, request: GenerateRequest) -> StagePlan:
         return self._plan(replace(self._work, latent_shape=request.latent_shape))
@@ -111,8 +118,12 @@ def advise_decode(
     size: tuple[int, int, int],
     machine: Machine,
     device: torch.device,
+    terms: Terms = COMMAND_LINE,
 ) -> Iterator[str]:
-    """vaes: as it is, and in 16 bits. size: frames, height and width. What is planned is in the smallest tiles."""
+    """vaes: as it is, and in 16 bits. size: frames, height and width. What is planned is in the smallest tiles.
+
+    terms: what settings are called where it is shown.
+    """
 
     def plan(vae: CausalVideoVAE, size: tuple[int, int, int]) -> StagePlan:
         weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
@@ -122,9 +133,10 @@ def advise_decode(
 
     frames, height, width = size
     if is_wide(vaes[0], 2):
-        yield from tried("--vae-dtype float16", stage, plan(vaes[1], size))
+        yield from tried(terms.vae_dtype, stage, plan(vaes[1], size))
     width, height = half_size(width, height)
-    smaller = list(tried(f"--width {width} --height {height}", stage, plan(vaes[0], (frames, height, width))))
+    what = terms.size.format(width=width, height=height)
+    smaller = list(tried(what, stage, plan(vaes[0], (frames, height, width))))
     yield from smaller or ["no smaller tiles are left, and a smaller picture takes no less: close other programs"]
 
 

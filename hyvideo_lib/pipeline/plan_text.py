@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ..memory.machine import Machine, gib
 from ..memory.plan import RamUse, StagePlan
 from .plan import Plan
+from .plan_terms import BY_ITSELF, COMMAND_LINE, Terms
 
 INDENT = " " * 7
 RAM_PARTS = {
@@ -19,9 +20,9 @@ RAM_PARTS = {
 """Of a RamUse, in words."""
 
 
-def describe_plan(plan: Plan) -> str:
-    """The plan for people."""
-    return "\n".join([_machine(plan.machine), *_stages(plan), *_step(plan)])
+def describe_plan(plan: Plan, terms: Terms = COMMAND_LINE) -> str:
+    """The plan for people. terms: what settings are called where it is shown."""
+    return "\n".join([_machine(plan.machine), *_stages(plan, terms), *_step(plan, terms)])
 
 
 def _machine(machine: Machine) -> str:
@@ -37,7 +38,7 @@ def _machine(machine: Machine) -> str:
     )
 
 
-def _stages(plan: Plan) -> Iterator[str]:
+def _stages(plan: Plan, terms: Terms) -> Iterator[str]:
     for stage in plan.stages:
         if stage.device_bytes is None:
             peak = f"RAM peak {gib(stage.ram_bytes):>10}  ({_ram_parts(stage.ram)})"
@@ -47,7 +48,7 @@ def _stages(plan: Plan) -> Iterator[str]:
                 f"RAM {gib(stage.ram_bytes)}"
             )
         yield f"{stage.name:7}{peak}: {_verdict(stage)}"
-        yield from (f"{INDENT}{fact}" for fact in _facts(stage))
+        yield from (f"{INDENT}{fact}" for fact in _facts(stage, terms))
 
 
 def _verdict(stage: StagePlan) -> str:
@@ -62,13 +63,15 @@ def _ram_parts(ram: RamUse) -> str:
     return ", ".join(f"{gib(getattr(ram, name))} {words}" for name, words in RAM_PARTS.items() if getattr(ram, name))
 
 
-def _facts(stage: StagePlan) -> Iterator[str]:
+def _facts(stage: StagePlan, terms: Terms) -> Iterator[str]:
     if stage.device_bytes is not None:
         yield f"RAM: {_ram_parts(stage.ram)}"
-    if stage.way.label and not (stage.fits and not stage.way.is_asked):
-        yield f"with {stage.way.label}" if stage.fits else f"even with {stage.way.label}"
+    if stage.way.label and not stage.fits:
+        yield f"even with {stage.way.label.removesuffix(f', {BY_ITSELF}')}"
+    elif stage.way.label and stage.way.is_asked:
+        yield f"with {stage.way.label}"
     if stage.swapped:
-        yield _swapped(stage)
+        yield _swapped(stage, terms)
     if stage.device_short:
         need = stage.resident + stage.way.work + stage.reserve
         yield (
@@ -85,18 +88,19 @@ def _facts(stage: StagePlan) -> Iterator[str]:
     yield from stage.advice
 
 
-def _swapped(stage: StagePlan) -> str:
-    count = f"{len(stage.swapped)} of {len(stage.weights.blocks)}"
-    if stage.name != "sample":
-        return f"with {count} layers in RAM, which happens by itself"
+def _swapped(stage: StagePlan, terms: Terms) -> str:
+    is_sample = stage.name == "sample"
+    what = f"with {len(stage.swapped)} of {len(stage.weights.blocks)} {'blocks' if is_sample else 'layers'} in RAM"
+    if not stage.fits:
+        return f"even {what}"
+    if not is_sample:
+        return f"{what}, {BY_ITSELF}"
     double = sum(i < stage.weights.num_double for i in stage.swapped)
-    return (
-        f"with {count} blocks in RAM, which happens by itself "
-        f"(--swap-double {double} --swap-single {len(stage.swapped) - double} says the same)"
-    )
+    same = terms.swap.format(double=double, single=len(stage.swapped) - double)
+    return f"{what}, {BY_ITSELF} (the same as {same})"
 
 
-def _step(plan: Plan) -> Iterator[str]:
+def _step(plan: Plan, terms: Terms) -> Iterator[str]:
     machine = plan.machine
     yield f"One step is {plan.step_flops / 1e12:,.1f} TFLOP (computed)."
     if machine.gpu_free is None:
@@ -106,7 +110,7 @@ def _step(plan: Plan) -> Iterator[str]:
         f"{machine.link / 1e9:g} GB/s, beside computing where blocks are fetched ahead."
     )
     if machine.speed is None:
-        yield "No time of a step is computed, as the speed is not known: name the card for one (--card)."
+        yield f"No time of a step is computed, as the speed is not known: name the card for one ({terms.card})."
     elif plan.step is None:
         yield "No time is computed for products in 8 bits: the speed that is known is that of 16 bits."
     else:

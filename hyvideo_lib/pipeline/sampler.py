@@ -171,8 +171,8 @@ class SampleRun:
         raise OutOfMemory(
             f"Sampling {pixel_frames(frames)} frames of {SPATIAL_COMPRESSION * width} x {SPATIAL_COMPRESSION * height} "
             f"takes {gib(num_bytes)} of RAM beside the weights in the form that takes least, and {gib(free)} are free. "
-            "Make the video smaller or shorter (width, height, frames), or close other programs; `hyvideo plan` says "
-            "what fits."
+            "Make the video smaller or shorter (width, height, frames), or close other programs; `hyvideo plan`, or in "
+            "ComfyUI the node Plan, says what fits."
         )
 
     def attending(self, latent_shape: tuple[int, int, int]) -> SampleRun:

@@ -60,6 +60,14 @@ def test_a_named_card_gives_its_memory_and_the_least_time_of_a_step(plan):
     assert "blocks in RAM" not in run(plan.Plan, **SMALL, card="h100")[0]
 
 
+def test_a_report_names_widgets_and_no_options_of_the_command_line(plan):
+    report = run(plan.Plan, width=1280, height=720, frames=129, gpu_memory=4.0)[0]
+    assert "does not fit" in report
+    assert "try storage float8_e4m3fn on Load Transformer" in report
+    assert "tiles fit on Decode" in report
+    assert "--" not in report
+
+
 def test_attention_in_8_bits_is_counted(plan):
     def report(attention: str) -> str:
         return run(plan.Plan, width=848, height=480, frames=129, gpu_memory=8.0, attention=attention)[0]
@@ -79,7 +87,7 @@ def test_products_ram_and_link_are_the_plans_too(plan):
 def test_options_tiles_and_a_lora_are_planned_as_they_are_set(plan, pack, monkeypatch):
     options, demo, planner = pack.nodes.options, pack.nodes.files.DEMO, pack.hyvideo_lib.pipeline.plan
     asked, plan_run = [], planner.plan_run
-    monkeypatch.setattr(planner, "plan_run", lambda *args: asked.append(args) or plan_run(*args))
+    monkeypatch.setattr(planner, "plan_run", lambda *args, **more: asked.append(args) or plan_run(*args, **more))
     guidance = run(options.Guidance, cfg_scale=3.0)[0]
     swap = pack.hyvideo_lib.memory.BlockSwap(1, 0)
     cache = pack.hyvideo_lib.caches.CacheConfig("teacache")

@@ -56,6 +56,15 @@ def test_elsewhere_than_on_a_terminal_lines_are_plain_and_few(console, capsys):
     assert "3 tiles" in lines[2]
 
 
+def test_tensors_are_counted_as_such_and_a_time_of_nothing_is_left_out(console, capsys):
+    progress = Progress(console)
+    progress.stage("converting", 2)
+    progress.step(1, 2)
+    progress.step(2, 2)
+    progress.close()
+    assert capsys.readouterr().err.splitlines()[-1] == "converting: 0.0 s (2 tensors)"
+
+
 def test_on_a_terminal_the_bar_overwrites_itself(console, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     run(Progress(console))

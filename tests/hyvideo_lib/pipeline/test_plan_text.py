@@ -9,6 +9,7 @@ from hyvideo_lib.memory.machine import Machine
 from hyvideo_lib.memory.plan import StagePlan, Way, Weights, plan_stage
 from hyvideo_lib.memory.simulate import StreamCost
 from hyvideo_lib.pipeline.plan import Plan
+from hyvideo_lib.pipeline.plan_terms import NODES
 from hyvideo_lib.pipeline.plan_text import describe_plan
 
 GIB = 2**30
@@ -63,6 +64,20 @@ def test_what_happens_by_itself_is_as_asked():
     text = told(Machine(20 * GIB), Way("heads in 2 groups, which happens by itself", GIB))
     assert ": fits\n" in text
     assert "with heads in 2 groups, which happens by itself" in text
+
+
+def test_nothing_happens_by_itself_where_a_stage_does_not_fit():
+    text = told(Machine(2 * GIB), Way("heads in 24 groups, which happens by itself", 6 * GIB))
+    assert "even with heads in 24 groups\n" in text
+    assert "even with 8 of 8 blocks in RAM\n" in text
+    assert "by itself" not in text
+
+
+def test_settings_are_called_what_they_are_where_the_plan_is_shown():
+    machine = Machine(6 * GIB)
+    plan = Plan(machine, (stage(machine, Way("", GIB)),), 1e15, 0, None)
+    assert "(the same as --swap-double 2 --swap-single 5)" in describe_plan(plan)
+    assert "(the same as double_blocks 2 and single_blocks 5 on Block Swap)" in describe_plan(plan, NODES)
 
 
 def test_ram_that_must_be_there_does_not_fit_when_it_is_short():
