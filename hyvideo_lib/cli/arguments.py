@@ -19,6 +19,11 @@ ATTENTION = ("auto", "sdpa", "flash_attn_2", "flash_attn_3", "sage", "xformers",
 MATMULS = ("dense", "fp8", "fp8_rows", "int8")
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 COMPILE_BACKENDS = ("inductor", "aot_eager", "eager")
+CARDS = (
+    *("rtx3060", "rtx3060ti", "rtx3070", "rtx3080", "rtx3080ti", "rtx3090", "rtx4060", "rtx4060ti", "rtx4060ti16gb"),
+    *("rtx4070", "rtx4070super", "rtx4070ti", "rtx4070tisuper", "rtx4080", "rtx4080super", "rtx4090", "rtx5060ti"),
+    *("rtx5060ti16gb", "rtx5070", "rtx5070ti", "rtx5080", "rtx5090", "a100", "h100"),
+)
 STORAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 

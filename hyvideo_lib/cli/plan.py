@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import generate
-from .arguments import Parser
+from .arguments import CARDS, Parser
 from .conflicts import check_conflicts
 from .options import choose_device, precision_options, swap_options
 from .report import Console
@@ -23,18 +23,23 @@ def add_arguments(parser: Parser) -> None:
     generate.add_arguments(parser)
     parser.description = (
         f"{SUMMARY} Takes the options of `hyvideo generate` and reads only the headers of its files; a file not "
-        "given counts as the released model's. Bytes are counted by running the models without numbers; times are "
-        "computed, not measured. Exit code 4 if a stage does not fit."
+        "given counts as the released model's, in 16 bits (but for --storage-dtype). Bytes are counted by running the "
+        "models without numbers; times are computed, not measured. Exit code 4 if a stage does not fit."
     )
     group = parser.add_argument_group("machine (default: this one)")
-    group.add_argument("--gpu-memory", metavar="SIZE", help="a card's memory, such as 12GiB, in place of this one's")
+    group.add_argument(
+        "--gpu-memory",
+        metavar="SIZE",
+        help="a card's memory in place of this one's: 8GiB for a card that is sold as 8 GB, 7GiB if a desktop and "
+        "other programs take 1 GiB of it",
+    )
     group.add_argument(
         "--ram",
         metavar="SIZE",
         help="RAM that is free for the run, such as 32GiB; without it, another machine's is not checked",
     )
     group.add_argument("--link", metavar="SPEED", help="RAM to card, such as 25GB/s (default: 25GB/s)")
-    group.add_argument("--card", metavar="NAME", help="a card's name, for its memory and speed: rtx3090, rtx4090, ...")
+    group.add_argument("--card", metavar="NAME", help=f"for its memory and speed: {', '.join(CARDS)}")
 
 
 def run(options: Namespace, console: Console) -> int:
@@ -72,7 +77,7 @@ def _machine(options: Namespace, device: str, is_described: bool) -> Machine:
         gpu_free=max(0, int(gpu) - CONTEXT_BYTES) if gpu else free_device_bytes(torch.device(device)),
         gpu_total=int(gpu) if gpu else device_bytes(torch.device(device)),
         ram_free=int(parse_amount(options.ram, "ram")) if options.ram else None if is_described else free_ram_bytes(),
-        link=parse_amount(options.link, "link") if options.link else DEFAULT_LINK,
+        link=parse_amount(options.link, "link", "25GB/s") if options.link else DEFAULT_LINK,
         speed=card.speed if card else None,
         name=options.card or "",
     )

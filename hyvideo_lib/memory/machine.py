@@ -19,7 +19,8 @@ _AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?i?)b?(?:/s|ps)?\s*", r
 
 @dataclass(frozen=True)
 class Card:
-    """memory: bytes. speed: FLOP/s of dense 16-bit matrix products with 32-bit sums, as the maker states it."""
+    """memory: bytes. speed: FLOP/s of dense 16-bit matrix products with 32-bit sums, as the maker states it or computed
+    from what the maker states."""
 
     memory: int
     speed: float
@@ -29,18 +30,44 @@ def _card(gib: int, tera: float) -> Card:
     return Card(gib * 2**30, tera * 1e12)
 
 
+def _geforce(gib: int, sms: int, boost_ghz: float) -> Card:
+    """Computed from the maker's SM count and boost clock."""
+    return _card(gib, round(sms * boost_ghz * GEFORCE_OPERATIONS / 1e3, 1))
+
+
+GEFORCE_OPERATIONS = 512
+"""Of an SM in a clock, a product and its sum counting as two: the RTX 30, 40 and 50 series alike, as the figures stated
+for the RTX 3090 (82 SMs, 1.695 GHz), 4080 (76, 2.505), 4090 (128, 2.52) and 5090 (170, 2.407) say."""
 CARDS = {
+    "rtx3060": _geforce(12, 28, 1.777),
+    "rtx3060ti": _geforce(8, 38, 1.665),
+    "rtx3070": _geforce(8, 46, 1.725),
+    "rtx3080": _geforce(10, 68, 1.71),
+    "rtx3080ti": _geforce(12, 80, 1.665),
     "rtx3090": _card(24, 71),
+    "rtx4060": _geforce(8, 24, 2.46),
+    "rtx4060ti": _geforce(8, 34, 2.535),
+    "rtx4060ti16gb": _geforce(16, 34, 2.535),
+    "rtx4070": _geforce(12, 46, 2.475),
+    "rtx4070super": _geforce(12, 56, 2.475),
+    "rtx4070ti": _geforce(12, 60, 2.61),
+    "rtx4070tisuper": _geforce(16, 66, 2.61),
     "rtx4080": _card(16, 97.5),
+    "rtx4080super": _geforce(16, 80, 2.55),
     "rtx4090": _card(24, 165.2),
+    "rtx5060ti": _geforce(8, 36, 2.572),
+    "rtx5060ti16gb": _geforce(16, 36, 2.572),
+    "rtx5070": _geforce(12, 48, 2.512),
+    "rtx5070ti": _geforce(16, 70, 2.452),
+    "rtx5080": _geforce(16, 84, 2.617),
     "rtx5090": _card(32, 209.5),
     "a100": _card(80, 312),
     "h100": _card(80, 989),
 }
-"""Stated peaks without sparsity, which no program reaches: times computed from them are the least that can be.
+"""Peaks without sparsity, which no program reaches: times computed from them are the least that can be.
 
-From the maker's architecture papers and data sheets as others quote them; h100 is the SXM form. Cards for which sources
-disagree are left out."""
+Those that are stated are from the maker's architecture papers and data sheets as others quote them; h100 is the SXM
+form. Cards for which sources disagree are left out."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +84,20 @@ class Machine:
     gpu_total: int | None = None
 
 
-def parse_amount(text: str, name: str) -> float:
-    """Bytes, or bytes a second, of "12GiB", "32 GB", "25GB/s" or a bare number. Raises InvalidSetting."""
+def parse_amount(text: str, name: str, example: str = "12GiB") -> float:
+    """Bytes, or bytes a second, of "12GiB", "32 GB", "25GB/s" or a bare number. Raises InvalidSetting.
+
+    example: an amount of this kind, for the messages.
+    """
     match = _AMOUNT.fullmatch(text)
     if match is None or match[2].lower() == "i":
-        raise InvalidSetting(f"{name} is {text!r}, but must be an amount such as 12GiB, 32GB or 25GB/s.")
+        raise InvalidSetting(f"{name} is {text!r}, but must be an amount such as {example}.")
     amount = float(match[1]) * UNITS[match[2].lower()]
     if 0 < amount < LEAST_AMOUNT:
-        raise InvalidSetting(f"{name} is {text!r}, but must be 1MiB or more; a unit may be missing, as in 12GiB.")
+        least = "1MiB/s" if example.endswith("/s") else "1MiB"
+        raise InvalidSetting(
+            f"{name} is {text!r}, but must be {least} or more; a unit may be missing, as in {example}."
+        )
     if amount <= 0:
         raise InvalidSetting(f"{name} is {text!r}, but must be more than nothing.")
     return amount

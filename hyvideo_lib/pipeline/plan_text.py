@@ -115,6 +115,6 @@ def _step(plan: Plan, terms: Terms) -> Iterator[str]:
         yield "No time is computed for products in 8 bits: the speed that is known is that of 16 bits."
     else:
         yield (
-            f"At least {plan.step.seconds:.1f} s a step, computed from the {machine.speed / 1e12:g} TFLOP/s that the "
-            f"maker states for {machine.name}; {plan.step.stalled:.1f} s of them wait for what moves."
+            f"At least {plan.step.seconds:.1f} s a step, computed from {machine.speed / 1e12:g} TFLOP/s, the peak of "
+            f"{machine.name} by its maker's figures; {plan.step.stalled:.1f} s of them wait for what moves."
         )

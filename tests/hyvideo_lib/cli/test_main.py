@@ -12,6 +12,7 @@ from hyvideo_lib import __version__
 from hyvideo_lib.attention import AUTO, BACKENDS
 from hyvideo_lib.caches import METHODS
 from hyvideo_lib.cli import VERBS, arguments, build_parser, inspect, main
+from hyvideo_lib.memory.machine import CARDS
 from hyvideo_lib.pipeline import COMPUTE_DTYPES, DTYPES
 from hyvideo_lib.pipeline.precision import MATMULS
 from hyvideo_lib.sampling import SOLVERS
@@ -122,5 +123,6 @@ def test_names_in_the_options_are_those_of_the_tables():
     assert COMPUTE_DTYPES == arguments.COMPUTE_DTYPES
     assert (AUTO, *BACKENDS) == arguments.ATTENTION
     assert MATMULS == arguments.MATMULS
+    assert tuple(CARDS) == arguments.CARDS
     assert MODES == arguments.COMPILE_MODES
     assert BACKENDS_TO_COMPILE == arguments.COMPILE_BACKENDS

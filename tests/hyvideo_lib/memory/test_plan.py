@@ -9,7 +9,7 @@ from torch import nn
 
 from hyvideo_lib.errors import InvalidSetting
 from hyvideo_lib.memory import BlockSwap, Offloader
-from hyvideo_lib.memory.machine import CARDS, find_card, parse_amount
+from hyvideo_lib.memory.machine import CARDS, GEFORCE_OPERATIONS, find_card, parse_amount
 from hyvideo_lib.memory.pinned import pinned_bytes
 from hyvideo_lib.memory.plan import (
     PROCESS_BYTES,
@@ -182,6 +182,19 @@ def test_amounts_are_read_as_people_write_them(text, amount):
 def test_other_words_are_refused(text):
     with pytest.raises(InvalidSetting, match=r"ram is .* but must be"):
         parse_amount(text, "ram")
+
+
+def test_a_link_without_its_unit_is_told_the_unit_of_links():
+    with pytest.raises(InvalidSetting, match="must be 1MiB/s or more; a unit may be missing, as in 25GB/s"):
+        parse_amount("25", "link", "25GB/s")
+
+
+@pytest.mark.parametrize(
+    ("name", "sms", "boost_ghz"),
+    [("rtx3090", 82, 1.695), ("rtx4080", 76, 2.505), ("rtx4090", 128, 2.52), ("rtx5090", 170, 2.407)],
+)
+def test_what_is_stated_of_a_card_is_what_would_be_computed(name, sms, boost_ghz):
+    assert CARDS[name].speed == pytest.approx(GEFORCE_OPERATIONS * sms * boost_ghz * 1e9, rel=0.003)
 
 
 def test_cards_are_found_however_they_are_spaced():
