@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import InvalidSetting
 from .easycache import EasyCache, EasyRule
 from .first_block import FirstBlockCache, FirstBlockRule
 from .magcache import CURVES, MagCache, MagRule
+from .place import CopyFn, Place, copy_to
 from .ratios import MagCurve, find_curve
-from .run import Limits, Rule, StepCache, StoreFn
+from .run import Limits, Rule, RuleFn, StepCache
 from .teacache import TeaCache, TeaRule
+
+BUILT_IN = "built in"
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,12 @@ class Method:
     """An entry of the table of caches.
 
     threshold, start, max_skips: used where the user names none; their source is in the entry's comment. tokens_wide:
-    token-wide tensors that are kept for each branch. description: one line for help texts and menus.
+    token-wide tensors that are kept for the branch that decides; for each other it is one, if any. description: one
+    line for help texts and menus.
     """
 
-    make: Callable[[Limits, Sequence[float], Callable[[StoreFn], Rule]], StepCache]
-    rule: Callable[[float, StoreFn, MagCurve | None], Rule]
+    make: Callable[[Limits, Sequence[float], RuleFn, CopyFn], StepCache]
+    rule: Callable[[float, Place, MagCurve | None], Rule]
     threshold: float
     start: float
     max_skips: int | None
@@ -32,7 +36,7 @@ class Method:
     description: str
 
 
-def _mag_rule(threshold: float, store: StoreFn, curve: MagCurve | None) -> Rule:
+def _mag_rule(threshold: float, place: Place, curve: MagCurve | None) -> Rule:
     assert curve is not None
     return MagRule(threshold, curve)
 
@@ -41,7 +45,7 @@ METHODS: dict[str, Method] = {
     # 0.1 and 0.15 are its authors' for HunyuanVideo (1.6 and 2.1 times the speed at 50 steps).
     "teacache": Method(
         TeaCache,
-        lambda threshold, store, curve: TeaRule(threshold, store),
+        lambda threshold, place, curve: TeaRule(threshold, place),
         0.1,
         0.0,
         None,
@@ -51,7 +55,7 @@ METHODS: dict[str, Method] = {
     # 0.06 is ParaAttention's for HunyuanVideo.
     "first_block": Method(
         FirstBlockCache,
-        lambda threshold, store, curve: FirstBlockRule(threshold, store),
+        lambda threshold, place, curve: FirstBlockRule(threshold, place),
         0.06,
         0.0,
         None,
@@ -61,7 +65,7 @@ METHODS: dict[str, Method] = {
     # 0.025, with 5 of 50 steps computed first, is its authors' for HunyuanVideo.
     "easycache": Method(
         EasyCache,
-        lambda threshold, store, curve: EasyRule(threshold, store),
+        lambda threshold, place, curve: EasyRule(threshold, place),
         0.025,
         0.1,
         None,
@@ -72,7 +76,7 @@ METHODS: dict[str, Method] = {
     # faster one).
     "magcache": Method(
         MagCache,
-        lambda threshold, store, curve: _mag_rule(threshold, store, curve),
+        lambda threshold, place, curve: _mag_rule(threshold, place, curve),
         0.12,
         0.2,
         4,
@@ -128,31 +132,47 @@ class CacheConfig:
             self.end,
             method.max_skips if self.max_skips is None else self.max_skips or None,
             self.on_host,
+            None if self.method != "magcache" else self.curve.fingerprint if self.curve else BUILT_IN,
         )
 
     def settings(self) -> dict[str, Any]:
-        """Plain values for a file's settings."""
-        limits = self.limits
-        names = ("method", "threshold", "start", "end", "max_skips")
-        return {name: getattr(limits, name) for name in names}
+        """Plain values for a file's settings; a run's report says the same of what it did."""
+        return asdict(self.limits)
 
-    def begin_run(self, levels: Sequence[float], model: tuple[int, int, int], pixels: int) -> StepCache:
+    def begin_run(
+        self, levels: Sequence[float], model: tuple[int, int, int], pixels: int, copy_fn: CopyFn = copy_to
+    ) -> StepCache:
         """The state of one run. levels: its sigmas. model: width, double and single blocks. pixels: of a frame.
 
-        Raises InvalidSetting where MagCache has no curve for the model.
+        copy_fn: how what it keeps gets to a device and to RAM. Raises InvalidSetting where MagCache has no curve for
+        the model.
         """
         method, limits = METHODS[self.method], self.limits
         curve = self.curve_for(model, pixels)
-        return method.make(limits, levels, lambda store: method.rule(limits.threshold, store, curve))
+        if curve and not self.curve:
+            limits = replace(limits, curve=f"{BUILT_IN} {curve.fingerprint}")
+        return method.make(limits, levels, lambda place: method.rule(limits.threshold, place, curve), copy_fn)
 
     def curve_for(self, model: tuple[int, int, int], pixels: int) -> MagCurve | None:
         """MagCache's curve; None for the other methods. Raises InvalidSetting where there is none for the model."""
         return None if self.method != "magcache" else self.curve or find_curve(CURVES, model, pixels)
 
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether what is kept is as wide as the tokens; otherwise it is next to nothing."""
+        return METHODS[self.method].tokens_wide > 0
+
     def device_bytes(self, hidden_size: int, tokens: int, item_size: int, branches: int) -> int:
         """Bytes on the device beside those of a run without a cache. tokens: of the image; branches: of the guidance.
 
-        What is kept in RAM passes through one token-wide tensor.
+        What waits in RAM comes over while no block computes, a few tokens at a time.
         """
-        kept = 1 if self.on_host else METHODS[self.method].tokens_wide
-        return kept * branches * tokens * hidden_size * item_size
+        return 0 if self.on_host else self._kept_bytes(hidden_size, tokens, item_size, branches)
+
+    def host_bytes(self, hidden_size: int, tokens: int, item_size: int, branches: int) -> int:
+        """Bytes of RAM for what waits there."""
+        return self._kept_bytes(hidden_size, tokens, item_size, branches) if self.on_host else 0
+
+    def _kept_bytes(self, hidden_size: int, tokens: int, item_size: int, branches: int) -> int:
+        wide = METHODS[self.method].tokens_wide + (branches - 1) * self.keeps_tokens
+        return wide * tokens * hidden_size * item_size

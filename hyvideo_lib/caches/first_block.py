@@ -12,22 +12,23 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .drift import relative_change
-from .run import StepCache, StoreFn
+from .place import Place
+from .run import StepCache
 
 
 class FirstBlockRule:
     """seen: what the first block added, [B, L, D]. Compared with the last computed step's."""
 
-    def __init__(self, threshold: float, store: StoreFn) -> None:
-        self._threshold, self._store = threshold, store
+    def __init__(self, threshold: float, place: Place) -> None:
+        self._threshold, self._place = threshold, place
         self._reference: Tensor | None = None
         self._latest: Tensor | None = None
 
     def may_skip(self, sigma: float, seen: Tensor) -> bool:
         self._latest = None
-        reference = self._reference
-        is_close = reference is not None and all(c < self._threshold for c in relative_change(seen, reference))
-        self._latest = self._store(seen)  # even if close: another item, or a limit, may want the pass computed
+        reference, fetch = self._reference, self._place.fetch
+        is_close = reference is not None and all(c < self._threshold for c in relative_change(seen, reference, fetch))
+        self._latest = self._place.store(seen)  # even if close: a limit may want the pass computed
         return is_close
 
     def was_computed(self, made: Tensor) -> None:
@@ -48,14 +49,17 @@ class FirstBlockCache(StepCache):
         self._before = None
 
     def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
-        self._before = self.store(img)
+        self._before = None if self.is_decided(img) else self.place.store(self.deciding(img))
         return None
 
     def after_first(self, img: Tensor) -> Tensor | None:
-        assert self._before is not None
-        added = img - self._before.to(img.device)
-        self._before = None
-        return self.answer(added, img)
+        return self.answer(lambda: self._added(self.deciding(img)), img)
 
     def after_blocks(self, img: Tensor) -> None:
         self.computed(img)
+
+    def _added(self, img: Tensor) -> Tensor:
+        """What the first block made of the deciding branch, less what it was given."""
+        assert self._before is not None
+        before, self._before = self._before, None
+        return img - self.place.fetch(before, img.device)

@@ -6,6 +6,7 @@ solvers can use it: between two levels the ratio is that of the curve there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from bisect import bisect_left
@@ -35,6 +36,11 @@ class MagCurve:
             )
         if not all(math.isfinite(r) and r > 0 for r in self.ratios):
             raise InvalidSetting("Magnitude ratios must be above 0. Measure them again with --measure-ratios.")
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve digits that tell it from other curves."""
+        return hashlib.sha256(json.dumps([self.levels, self.ratios]).encode()).hexdigest()[:12]
 
     def between(self, sigma: float, sigma_next: float) -> float:
         """Magnitude at sigma_next over that at sigma; log-linear between levels, constant beyond both ends."""

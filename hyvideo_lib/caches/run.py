@@ -2,36 +2,45 @@
 
 A step cache trades numbers for time: between two noise levels the model's answer changes little, so the change that a
 pass made to its input is kept, and a later pass that may be skipped gets it added to its own input. How far things
-have drifted since is told by a rule of each method. Every branch of the guidance, every window and every shape has a
-state of its own.
+have drifted since is told by a rule of each method. Every branch of the guidance, every window and every shape keeps
+what is its own.
+
+At one noise level there is one decision, and the positive prompt takes it for all branches, whether they come in a
+batch or in turn: guidance multiplies the difference of two answers, which means nothing where one is fresh and the
+other is old. It is known when the first of them comes, and no other branch has to be measured, or remembered for that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..sampling.schedule import step_progress
-
-StoreFn = Callable[[Tensor], Tensor]
-"""Puts a tensor where the cache keeps things; what comes back shares no memory with it."""
+from .drift import chunks
+from .place import CopyFn, Place, copy_to
 
 
 class Rule(Protocol):
-    """How far one branch has drifted from its last computed pass. Asked once a noise level."""
+    """How far the deciding branch has drifted from its last computed pass. Asked and told once a noise level.
+
+    Both are repeated where memory runs out in them, and must leave no trace of a call that failed.
+    """
 
     def may_skip(self, sigma: float, seen: Tensor) -> bool:
-        """Whether this pass may be skipped; seen: what the method looks at, [B, ...], all items of one branch."""
+        """Whether this pass may be skipped; seen: what the method looks at, [B, ...], all items of the branch."""
         ...
 
     def was_computed(self, made: Tensor) -> None:
         """The pass that was asked about last was computed after all; made: its result [B, ...]."""
         ...
+
+
+RuleFn = Callable[[Place], Rule]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Limits:
 
     threshold: drift from which on passes are computed; 0 computes all. start, end: fractions of the run's steps.
     max_skips: passes of one branch that may be skipped in a row; None is without bound. on_host: keep tensors in RAM.
+    curve: which one the method goes by: its fingerprint, after "built in" where it is; None for those without.
     """
 
     method: str
@@ -48,6 +58,7 @@ class Limits:
     end: float
     max_skips: int | None
     on_host: bool
+    curve: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class CacheReport:
     start: float
     end: float
     max_skips: int | None
+    on_host: bool
+    curve: str | None
     steps: int
     skipped_steps: int
     passes: int
@@ -75,23 +88,16 @@ class CacheReport:
         return f"{text} ({self.skipped_passes} of {self.passes} passes)"
 
 
-class Key(NamedTuple):
-    """Whose state it is."""
-
-    branch: str
-    window: int
-
-
 @dataclass(eq=False)
-class _State:
-    """One branch of one window. kept: what its last computed pass added to its input, [B, ...].
+class _Window:
+    """What one window goes by. kept: of each branch, what its last computed pass added to its input, [B, ...].
 
-    level: where it was last decided whether to skip. told: where the rule last heard of a computed pass.
+    shape: of that. level: where it was last decided whether to skip. told: where the rule last heard of a pass.
     """
 
     shape: torch.Size
     rule: Rule
-    kept: Tensor | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
     level: float = math.inf
     told: float = math.inf
     is_skipped: bool = False
@@ -110,39 +116,73 @@ class _Level:
 class StepCache:
     """The state of one run. Made for it, and never used for another; a noise level that rises starts anew.
 
-    limits: see Limits. levels: the run's sigmas. rule_fn: makes the rule of one branch.
+    limits: see Limits. levels: the run's sigmas. rule_fn: makes the rule of one window. copy_fn: see Place.
     `begin` comes before every pass; of the others a method overrides those at which it looks. A batch holds the
-    branches in equal parts, one behind the other, and is skipped only if every item of every branch may be: computing
-    some items alone would not be faster, as the weights have to come for them too. At one noise level there is one
-    decision: where a solver calls the model there again (Heun), the second pass follows the first.
+    branches in equal parts, one behind the other, and is skipped only if every item of the deciding branch, the last of
+    a level's first pass, may be: computing some items alone would not be faster, as the weights have to come for them
+    too. Where a solver calls the model at a level again (Heun), the second call follows the first.
     """
 
     limits: Limits
     levels: Sequence[float]
-    rule_fn: Callable[[StoreFn], Rule]
-    _states: dict[Key, _State] = field(default_factory=dict, init=False)
-    _keys: tuple[Key, ...] = field(default=(Key("positive", 0),), init=False)
+    rule_fn: RuleFn
+    copy_fn: CopyFn = copy_to
+    place: Place = field(init=False)
+    _windows: dict[int, _Window] = field(default_factory=dict, init=False)
+    _window: int = field(default=0, init=False)
+    _passing: tuple[str, ...] = field(default=("positive",), init=False)
+    _branches: tuple[str, ...] = field(default=("positive",), init=False)
     _sigma: float = field(default=math.inf, init=False)
     _log: dict[float, _Level] = field(default_factory=dict, init=False)
-    _input: Tensor | None = field(default=None, init=False)
+    _call: _Level = field(default_factory=_Level, init=False)
+    _inputs: list[Tensor] = field(default_factory=list, init=False)
 
-    def begin(self, sigma: float, branches: tuple[str, ...], window: int = 0) -> None:
-        """The next pass is at this noise level, of these branches."""
+    def __post_init__(self) -> None:
+        self.place = Place(self.limits.on_host, self.copy_fn)
+
+    def begin(
+        self, sigma: float, passing: tuple[str, ...], branches: tuple[str, ...] | None = None, window: int = 0
+    ) -> None:
+        """The next pass is at this noise level, of the branches that are passing; branches: all that come there.
+
+        One that does not come again, as guidance is on for one stretch of a run, is dropped.
+        """
+        if sigma != self._sigma:
+            self.end()
         if sigma > self._sigma:
-            self._states.clear()
+            self._windows.clear()
             self._log.clear()
-        self._sigma, self._keys, self._input = sigma, tuple(Key(branch, window) for branch in branches), None
+        self._sigma, self._passing, self._branches, self._window = sigma, passing, branches or passing, window
+        self._inputs = []
+        for state in self._windows.values():
+            state.kept = {branch: kept for branch, kept in state.kept.items() if branch in self._branches}
+
+    def end(self) -> None:
+        """The call of the model, of one pass or one for each branch, has come to its end: its passes count."""
+        level = self._log.setdefault(self._sigma, _Level())
+        level.passes, level.skipped = level.passes + self._call.passes, level.skipped + self._call.skipped
+        self._call = _Level()
 
     def release(self) -> None:
         """Give back the memory of what is kept: the run is over. The report stays."""
-        self._states.clear()
-        self._input = None
+        self._windows.clear()
+        self._inputs = []
 
     def forget(self) -> None:
-        """The passes at this noise level will be run again: drop what they left half done, and all that is kept."""
-        self._states.clear()
-        self._log.pop(self._sigma, None)
-        self._input = None
+        """A call of the model failed and will be made again: drop what it left half done.
+
+        What was decided at its level stays so, and what rests on that: the same call ends as if it had not failed.
+        """
+        self._inputs, self._call = [], _Level()
+
+    def keep_on_host(self) -> None:
+        """From now on what is kept waits in RAM."""
+        if self.place.on_host:
+            return
+        self.place.on_host = True
+        for state in self._windows.values():
+            for things in (state.kept, vars(state.rule)):
+                things.update({key: self.place.store(it) for key, it in things.items() if isinstance(it, Tensor)})
 
     # Where a pass asks, in its order. An answer stands for the rest of the pass; None computes on.
 
@@ -166,13 +206,10 @@ class StepCache:
 
     @property
     def report(self) -> CacheReport:
-        limits, done = self.limits, self._log.values()
+        self.end()
+        done = [level for level in self._log.values() if level.passes]
         return CacheReport(
-            limits.method,
-            limits.threshold,
-            limits.start,
-            limits.end,
-            limits.max_skips,
+            **asdict(replace(self.limits, on_host=self.place.on_host)),
             steps=len(done),
             skipped_steps=sum(level.skipped == level.passes for level in done),
             passes=sum(level.passes for level in done),
@@ -181,64 +218,75 @@ class StepCache:
 
     # For the methods
 
-    def store(self, tensor: Tensor) -> Tensor:
-        """A copy where the cache keeps things: in RAM, or on the tensor's device."""
-        return tensor.detach().to("cpu" if self.limits.on_host else tensor.device, copy=True)
+    def deciding(self, batch: Tensor) -> Tensor:
+        """The part of a batch that is the deciding branch's, in the first pass of a level."""
+        return self._parts(batch)[-1]
 
-    def answer(self, seen: Tensor, given: Tensor) -> Tensor | None:
-        """given plus what its branches keep, if all of them may be skipped by what is seen; None: compute.
+    def is_decided(self, given: Tensor) -> bool:
+        """Whether a pass with this input, [B, ...], follows what was decided at its level before."""
+        return self._state(given).level == self._sigma
 
-        seen, given: [B, ...]. In the latter case `computed` is to follow, and what is kept is dropped meanwhile.
+    def answer(self, seen_fn: Callable[[], Tensor], given: Tensor) -> Tensor | None:
+        """given plus what its branches keep, if they may be skipped; None: compute.
+
+        given: [B, ...]; seen_fn: what the method looks at of the deciding branch, asked for where nothing is decided.
+        In the latter case `computed` is to follow, and what is kept is dropped meanwhile.
         """
-        states = [self._state(key, part) for key, part in zip(self._keys, self._parts(given), strict=True)]
-        is_skipped = self._decide(states, seen)
-        level = self._log.setdefault(self._sigma, _Level())
-        level.passes += 1
-        level.skipped += is_skipped
-        if is_skipped:
-            kept = [state.kept.to(given.device) for state in states if state.kept is not None]
-            return given + (kept[0] if len(kept) == 1 else torch.cat(kept))
-        for state in states:
-            state.kept = None
-        self._input = self.store(given)
+        state = self._state(given)
+        if state.level != self._sigma:
+            self._decide(state, seen_fn())
+        if state.is_skipped:
+            self._call.skipped += 1
+            self._call.passes += 1
+            return self._answered(state, given)
+        for branch in self._passing:
+            state.kept.pop(branch, None)
+        self._inputs = [self.place.store(part) for part in self._parts(given)]
         return None
 
     def computed(self, made: Tensor) -> None:
         """Keep what the pass added to its input; made: [B, ...]."""
-        if self._input is None:
+        if not self._inputs:
             return
-        added = made.to(self._input.device) - self._input
-        self._input = None
-        for key, kept, part in zip(self._keys, self._parts(added), self._parts(made), strict=True):
-            state = self._states[key]
-            state.kept = kept
-            if state.told != self._sigma:  # a level's further passes say nothing of how things move from step to step
-                state.told = self._sigma
-                state.rule.was_computed(part)
+        state, inputs, parts = self._windows[self._window], self._inputs, self._parts(made.detach())
+        self._inputs = []
+        for branch, kept, part in zip(self._passing, inputs, parts, strict=True):
+            for rows in chunks(kept.shape[1]):
+                torch.sub(self._beside(part[:, rows]), kept[:, rows], out=kept[:, rows])
+            state.kept[branch] = kept
+        if state.told != self._sigma:  # a level's further passes say nothing of how things move from step to step
+            state.rule.was_computed(parts[-1])
+            state.told = self._sigma
+        self._call.passes += 1
+
+    def _beside(self, part: Tensor) -> Tensor:
+        """A part of a result where things are kept."""
+        return self.place.store(part) if self.place.on_host else part
+
+    def _answered(self, state: _Window, given: Tensor) -> Tensor:
+        result = given.clone()
+        for branch, part in zip(self._passing, self._parts(result), strict=True):
+            for rows in chunks(part.shape[1]):
+                part[:, rows] += self.place.fetch(state.kept[branch][:, rows], given.device)
+        return result
 
     def _parts(self, batch: Tensor) -> tuple[Tensor, ...]:
-        return batch.chunk(len(self._keys))
+        return batch.chunk(len(self._passing))
 
-    def _state(self, key: Key, part: Tensor) -> _State:
-        state = self._states.get(key)
-        if state is None or state.shape != part.shape:
-            state = self._states[key] = _State(part.shape, self.rule_fn(self.store))
+    def _state(self, given: Tensor) -> _Window:
+        shape = self._parts(given)[0].shape
+        state = self._windows.get(self._window)
+        if state is None or state.shape != shape:
+            state = self._windows[self._window] = _Window(shape, self.rule_fn(self.place))
         return state
 
-    def _decide(self, states: Sequence[_State], seen: Tensor) -> bool:
-        if all(state.level == self._sigma for state in states):
-            return all(state.is_skipped for state in states)
-        # Every rule is asked, also where nothing may be skipped: each follows its own branch.
-        may_skip = [
-            state.rule.may_skip(self._sigma, part) for state, part in zip(states, self._parts(seen), strict=True)
-        ]
+    def _decide(self, state: _Window, seen: Tensor) -> None:
+        may_skip = state.rule.may_skip(self._sigma, seen)  # asked also where nothing may be skipped: it follows the run
         most = self.limits.max_skips
-        is_open = [state.kept is not None and (most is None or state.in_a_row < most) for state in states]
-        is_skipped = self._is_in_range() and all(may_skip) and all(is_open)
-        for state in states:
-            state.level, state.is_skipped = self._sigma, is_skipped
-            state.in_a_row = state.in_a_row + 1 if is_skipped else 0
-        return is_skipped
+        is_open = set(self._branches) <= state.kept.keys() and (most is None or state.in_a_row < most)
+        state.is_skipped = self._is_in_range() and may_skip and is_open
+        state.level = self._sigma
+        state.in_a_row = state.in_a_row + 1 if state.is_skipped else 0
 
     def _is_in_range(self) -> bool:
         """Whether the method may act at this level. The last step is always computed: nothing corrects it."""

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .drift import relative_change
-from .run import StepCache, StoreFn
+from .place import Place
+from .run import StepCache
 
 COEFFICIENTS = (7.33226126e02, -4.01131952e02, 6.75869174e01, -3.14987800e00, 9.61237896e-02)
 """Fitted to the released model at 50 steps, highest power first. It never falls to 0 over the changes that occur."""
@@ -29,22 +30,18 @@ def polynomial(x: float) -> float:
 class TeaRule:
     """seen: the modulated input of the first block, [B, L, D]. Compared with the last step's, computed or not."""
 
-    def __init__(self, threshold: float, store: StoreFn) -> None:
-        self._threshold, self._store = threshold, store
+    def __init__(self, threshold: float, place: Place) -> None:
+        self._threshold, self._place = threshold, place
         self._before: Tensor | None = None
         self._drifts: list[float] = []
 
     def may_skip(self, sigma: float, seen: Tensor) -> bool:
-        before = self._before
         drifts = [0.0] * len(seen)
-        if before is not None:
-            drifts = [polynomial(change) for change in relative_change(seen, before)]
-            self._drifts = [old + new for old, new in zip(self._drifts, drifts, strict=True)]
-        else:
-            self._drifts = drifts
-        del before
-        self._before = self._store(seen)
-        return all(drift < self._threshold for drift in self._drifts)
+        if self._before is not None:
+            changes = relative_change(seen, self._before, self._place.fetch)
+            drifts = [old + polynomial(change) for old, change in zip(self._drifts, changes, strict=True)]
+        self._before, self._drifts = self._place.store(seen), drifts
+        return all(drift < self._threshold for drift in drifts)
 
     def was_computed(self, made: Tensor) -> None:
         self._drifts = [0.0] * len(self._drifts)
@@ -54,7 +51,7 @@ class TeaCache(StepCache):
     """Skips all blocks."""
 
     def before_blocks(self, img: Tensor, modulated_fn: Callable[[], Tensor]) -> Tensor | None:
-        return self.answer(modulated_fn(), img)
+        return self.answer(lambda: self.deciding(modulated_fn()), img)
 
     def after_blocks(self, img: Tensor) -> None:
         self.computed(img)

@@ -191,6 +191,7 @@ class SampleRun:
     def _work(self, latent_shape: tuple[int, int, int]) -> SampleWork:
         texts = [text.text_embeds.shape[1] for text in (self.positive, self.negative) if text is not None]
         steps = len(self.sigmas) - 1
+        is_home = self.host.device.type == "cpu"  # where what waits in RAM is counted with the rest
         return SampleWork(
             self.model,
             self.source,
@@ -198,7 +199,7 @@ class SampleRun:
             max(texts),
             steps,
             self.guidance,
-            self.cache,
+            replace(self.cache, on_host=False) if self.cache and is_home else self.cache,
             self.loras,
             self.backend,
         )
@@ -253,7 +254,18 @@ class SampleRun:
 
     def velocity_fn(self, step_cache: StepCache | None = None) -> VelocityFn:
         """The guided velocity of one video; step_cache, from `start_cache`, may skip passes of it."""
-        return self._guided(_Model(self, step_cache), step_cache)
+        guided = self._guided(_Model(self, step_cache), step_cache)
+        if step_cache is None:
+            return guided
+        if self.cache and self.cache.on_host:
+            step_cache.keep_on_host()
+
+        def counted(latents: Tensor, sigma: float) -> Tensor:
+            made = guided(latents, sigma)
+            step_cache.end()
+            return made
+
+        return counted
 
     def _guided(self, model: VelocityModel, step_cache: StepCache | None = None) -> VelocityFn:
         return make_velocity_fn(

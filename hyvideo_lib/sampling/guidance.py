@@ -100,9 +100,11 @@ class VelocityModel(Protocol):
 
 
 POSITIVE, NEGATIVE = "positive", "negative"
+BOTH = NEGATIVE, POSITIVE
 
-PassFn = Callable[[float, tuple[str, ...]], None]
-"""(sigma, branches): which branches the batch of a pass holds, in equal parts and in this order."""
+PassFn = Callable[[float, tuple[str, ...], tuple[str, ...]], None]
+"""(sigma, passing, branches): which branches the batch of a pass holds, in equal parts and in this order, and which a
+velocity at that level takes in all. The positive one is the last of the first pass, in a batch as in turn."""
 
 
 class _Branch(NamedTuple):
@@ -141,9 +143,11 @@ def make_velocity_fn(
     levels: Sequence[float] = sigmas.tolist()
     embedded = config.embedded if model.config.has_guidance else None
 
-    def predict(latents: Tensor, sigma: float, branch: _Branch, *names: str) -> Tensor:
+    def predict(
+        latents: Tensor, sigma: float, branch: _Branch, passing: tuple[str, ...], branches: tuple[str, ...]
+    ) -> Tensor:
         if before_pass:
-            before_pass(sigma, names)
+            before_pass(sigma, passing, branches)
         timesteps = latents.new_full((len(latents),), TIMESTEPS_PER_SIGMA * sigma)
         return model(latents, timesteps, *branch, guidance=embedded, clean_first_frame=clean_first_frame).float()
 
@@ -151,13 +155,14 @@ def make_velocity_fn(
         latents = latents.float()
         pos = _branch_of(positive, latents)
         if negative is None or not config.is_guided(step_progress(sigma, levels)):
-            return predict(latents, sigma, pos, POSITIVE)
+            return predict(latents, sigma, pos, (POSITIVE,), (POSITIVE,))
         neg = _branch_of(negative, latents)
         if config.batched:
             both = _stack_branches(neg, pos)
-            v_neg, v_pos = predict(torch.cat([latents, latents]), sigma, both, NEGATIVE, POSITIVE).chunk(2)
+            v_neg, v_pos = predict(torch.cat([latents, latents]), sigma, both, BOTH, BOTH).chunk(2)
         else:
-            v_neg, v_pos = predict(latents, sigma, neg, NEGATIVE), predict(latents, sigma, pos, POSITIVE)
+            v_pos = predict(latents, sigma, pos, (POSITIVE,), BOTH)
+            v_neg = predict(latents, sigma, neg, (NEGATIVE,), BOTH)
         return rescale_guidance(combine_cfg(v_neg, v_pos, config.cfg_scale), v_pos, config.rescale)
 
     return velocity_fn

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from apart import Apart
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hyvideo_lib.caches import METHODS, CacheConfig, MagCurve
+from hyvideo_lib.caches.place import CopyFn, copy_to
 from hyvideo_lib.sampling import make_sigmas
 
 DRIFTS = st.lists(st.floats(-0.9, 3.0), min_size=2, max_size=12)
@@ -20,10 +22,12 @@ def curves(draw) -> MagCurve:
     return MagCurve(tuple(level / 1000 for level in levels), tuple(ratios))
 
 
-def passes(config: CacheConfig, drifts: list[float], branches: tuple[str, ...]) -> list[tuple[bool, torch.Tensor]]:
+def passes(
+    config: CacheConfig, drifts: list[float], branches: tuple[str, ...], copy_fn: CopyFn = copy_to
+) -> list[tuple[bool, torch.Tensor]]:
     """A pass at every level: whether it was skipped, and what came of it. Every pass adds its own number."""
     levels = make_sigmas(len(drifts), 3.0).tolist()
-    cache = config.begin_run(levels, (256, 2, 6), 64 * 64)
+    cache = config.begin_run(levels, (256, 2, 6), 64 * 64, copy_fn)
     value, found = 1.0, []
     for step, drift in enumerate(drifts):
         value *= 1 + drift
@@ -76,7 +80,7 @@ def test_a_batch_of_two_equal_branches_is_skipped_as_one_is(method, drifts, thre
 @given(drifts=DRIFTS, threshold=st.floats(0.01, 10))
 def test_what_waits_in_ram_answers_the_same(method, drifts, threshold):
     kept = passes(CacheConfig(method, threshold), drifts, ("positive",))
-    away = passes(CacheConfig(method, threshold, on_host=True), drifts, ("positive",))
+    away = passes(CacheConfig(method, threshold, on_host=True), drifts, ("positive",), Apart())
     for (skipped, img), (skipped_too, other) in zip(kept, away, strict=True):
         assert skipped == skipped_too
         assert not skipped or torch.equal(img, other)

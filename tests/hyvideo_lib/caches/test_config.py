@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hyvideo_lib.caches import METHODS, CacheConfig
+from hyvideo_lib.caches import METHODS, CacheConfig, MagCurve
 from hyvideo_lib.caches.magcache import CURVES
 from hyvideo_lib.errors import InvalidSetting
 
@@ -36,7 +36,21 @@ def test_settings_are_the_numbers_that_held():
         "start": 0.2,
         "end": 0.9,
         "max_skips": 4,
+        "on_host": False,
+        "curve": "built in",
     }
+
+
+def test_settings_tell_curves_apart():
+    own = [MagCurve((1.0, 0.5, 0.2), (1.02, ratio)) for ratio in (0.99, 0.98)]
+    names = [CacheConfig("magcache", curve=curve).settings()["curve"] for curve in own]
+    assert names == ["a6f014476dd8", "c698bbf809d6"]
+    assert CacheConfig("teacache", on_host=True).settings()["curve"] is None
+    assert CacheConfig("teacache", on_host=True).settings()["on_host"] is True
+    reports = [CacheConfig("magcache").begin_run(LEVELS, (3072, 20, 40), pixels).report for pixels in (2**19, 2**20)]
+    assert all(report.curve.startswith("built in ") for report in reports)
+    assert reports[0].curve != reports[1].curve
+    assert CacheConfig("magcache", curve=own[0]).begin_run(LEVELS, (1, 1, 1), 64).report.curve == names[0]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -48,7 +62,7 @@ def test_every_run_has_a_state_of_its_own(name):
     assert one.report.steps == 0
 
 
-def test_memory_counts_the_branches_and_is_little_where_it_waits_in_ram():
+def test_memory_counts_the_branches_and_is_ram_where_it_waits_there():
     sizes = (3072, 118_800, 2)
     wide = 3072 * 118_800 * 2
     assert {name: CacheConfig(name).device_bytes(*sizes, branches=1) / wide for name in METHODS} == {
@@ -57,14 +71,17 @@ def test_memory_counts_the_branches_and_is_little_where_it_waits_in_ram():
         "easycache": 0,
         "magcache": 1,
     }
-    assert CacheConfig("teacache").device_bytes(*sizes, branches=2) == 4 * wide
-    assert CacheConfig("teacache", on_host=True).device_bytes(*sizes, branches=2) < 4 * wide
+    of_two = {"teacache": 3, "first_block": 4, "easycache": 0, "magcache": 2}
+    for name, count in of_two.items():
+        kept, away = CacheConfig(name), CacheConfig(name, on_host=True)
+        assert (kept.device_bytes(*sizes, branches=2), kept.host_bytes(*sizes, branches=2)) == (count * wide, 0)
+        assert (away.device_bytes(*sizes, branches=2), away.host_bytes(*sizes, branches=2)) == (0, count * wide)
 
 
 def test_magcache_takes_the_curve_of_the_model_and_the_nearest_size():
     def ratio_of(pixels, model=(3072, 20, 40), **more):
         cache = CacheConfig("magcache", **more).begin_run(LEVELS, model, pixels)
-        return cache.rule_fn(cache.store)._curve
+        return cache.rule_fn(cache.place)._curve
 
     small, large, demo = (row.curve for row in CURVES)
     assert ratio_of(544 * 960) is small

@@ -96,3 +96,38 @@ def test_a_single_step_measures_nothing():
     measurement.after_blocks(torch.ones(1, 2, 2))
     with pytest.raises(InvalidSetting, match="over two steps or more"):
         measurement.curve()
+
+
+def measured_run(measurement, adds):
+    """adds: of every level, how much each branch that comes there gets of the blocks."""
+    for level, branches in zip(make_sigmas(len(adds), 3.0).tolist(), adds, strict=False):
+        for branch, added in reversed(branches.items()):
+            measurement.begin(level, (branch,), tuple(branches))
+            measurement.before_blocks(torch.zeros(1, 3, 2), lambda: torch.ones(1))
+            measurement.after_blocks(torch.full((1, 3, 2), added))
+    measurement.release()
+
+
+def test_a_level_averages_the_branches_that_it_has():
+    measurement = Measurement()
+    adds = [
+        {"positive": 1.0},
+        {"negative": 5.0, "positive": 2.0},
+        {"negative": 20.0, "positive": 4.0},
+        {"positive": 4.0},
+    ]
+    measured_run(measurement, adds)
+    assert measurement.curve().ratios == (2.0, 3.0, 1.0)
+
+
+def test_a_run_that_failed_counts_as_far_as_it_came_and_other_levels_are_refused():
+    measurement = Measurement()
+    measured_run(measurement, [{"positive": 1.0}, {"positive": 2.0}])
+    assert measurement.curve().ratios == (2.0,)
+    measurement.begin(1.0, ("positive",))
+    measurement.before_blocks(torch.zeros(1, 3, 2), lambda: torch.ones(1))
+    measurement.after_blocks(torch.ones(1, 3, 2))
+    assert measurement.curve().ratios == (2.0,)
+    measured_run(measurement, [{"positive": 1.0}] * 3)
+    with pytest.raises(InvalidSetting, match="the same in every video"):
+        measurement.curve()
