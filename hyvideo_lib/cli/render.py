@@ -37,6 +37,7 @@ from ..pipeline import (
     StageReport,
     Texts,
     TextStage,
+    check_measuring,
     check_prompt,
     save_latents,
     tiles_settings,
@@ -192,6 +193,7 @@ class Renderer:
         """What can be told of each task before anything is loaded."""
         if self.ratios:
             check_output(self.ratios, self.overwrite)
+            check_measuring(tasks[0].request)
         for task in tasks:
             if task.is_open:
                 with self._attempt(task):

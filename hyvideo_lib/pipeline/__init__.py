@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..lazy import names_from
 
 if TYPE_CHECKING:
-    from .caches import check_cache
+    from .caches import check_cache, check_measuring
     from .clock import STAGES, Clock
     from .embeds import load_embeds, save_embeds
     from .files import Files, check_file, check_files, check_tokenizers
@@ -30,7 +30,7 @@ else:
     __getattr__ = names_from(
         __name__,
         {
-            "caches": "check_cache",
+            "caches": "check_cache check_measuring",
             "clock": "STAGES Clock",
             "embeds": "load_embeds save_embeds",
             "files": "Files check_file check_files check_tokenizers",
@@ -82,6 +82,7 @@ __all__ = [
     "check_files",
     "check_latents",
     "check_loras",
+    "check_measuring",
     "check_prompt",
     "check_tokenizers",
     "describe_tiles",

@@ -33,6 +33,8 @@ def test_what_was_skipped_stands_in_the_report_and_in_the_file(generate) -> None
         "start": 0.2,
         "end": 0.9,
         "max_skips": 2,
+        "on_host": False,
+        "curve": None,
         "steps": 6,
         "skipped_steps": 3,  # of 1 to 4, with one between them after two skips
         "passes": 6,
@@ -60,7 +62,9 @@ def test_ratios_are_measured_and_used(generate, hyvideo) -> None:
     assert len(load_curve(Path("ratios.json")).ratios) == 5
     words = ("--cache", "magcache:9", "--cache-ratios", "ratios.json")
     answer, _ = make(generate, "cached", *words)
-    assert answer.report["videos"][0]["settings"]["cache"]["skipped_steps"] > 0
+    told = answer.report["videos"][0]["settings"]["cache"]
+    assert told["skipped_steps"] > 0
+    assert told["curve"] == load_curve(Path("ratios.json")).fingerprint
     again = generate("a red circle", "--out", "b.mp4", "--measure-ratios", "ratios.json")
     assert again.error == "output_exists"
 
@@ -92,6 +96,14 @@ def test_measuring_needs_two_steps(generate) -> None:
     answer = generate("a red circle", "--out", "a.mp4", "--steps", 1, "--measure-ratios", "ratios.json")
     assert answer.error == "invalid_setting"
     assert "two steps or more" in answer.message
+    assert not Path("a.mp4").exists()  # nothing was made for it
+
+
+def test_ratios_are_measured_with_cfg_for_a_part_of_the_run(hyvideo) -> None:
+    words = ("--cfg-scale", 3, "--cfg-end", 0.5, "--measure-ratios", "ratios.json")
+    answer = hyvideo("demo", "--steps", 4, *words)
+    assert answer.code == 0, answer.report
+    assert len(load_curve(Path("ratios.json")).ratios) == 3
 
 
 def test_the_demo_has_ratios_of_its_own(hyvideo) -> None:
