@@ -42,18 +42,21 @@ class Weights:
 @dataclass(frozen=True)
 class Way:
     """One way to compute a stage. label: what is done for it, "" for what was asked. work: its bytes beside weights.
-    calls: how often the blocks come by in a step. is_asked: whether a run takes it by itself, with no option set."""
+    calls: how often the blocks come by in a step. is_asked: whether a run takes it by itself, with no option set.
+    ram: bytes that wait in RAM, beside the work."""
 
     label: str
     work: int
     calls: int = 1
     is_asked: bool = True
+    ram: int = 0
 
 
 @dataclass(frozen=True)
 class RamUse:
     """Bytes of RAM. files: weights of which RAM only shows the file. converted: those that are held. buffers: pinned
-    copies of blocks on their way to a device. work: of computing in RAM. process: of the program itself.
+    copies of blocks on their way to a device. work: of computing in RAM. waiting: of computing elsewhere. process: of
+    the program itself.
 
     again: of the files, what is read again and again; the rest is read once.
     """
@@ -62,13 +65,14 @@ class RamUse:
     converted: int = 0
     buffers: int = 0
     work: int = 0
+    waiting: int = 0
     process: int = PROCESS_BYTES
     again: int = 0
 
     @property
     def held(self) -> int:
         """What must be there."""
-        return self.converted + self.buffers + self.work + self.process
+        return self.converted + self.buffers + self.work + self.waiting + self.process
 
     @property
     def total(self) -> int:
@@ -191,7 +195,7 @@ def _plan_way(
     name: str, weights: Weights, way: Way, free: int | None, ram: int | None, swap: BlockSwap, is_repeated: bool
 ) -> StagePlan:
     placed = place(weights, way.work, free, BlockSwap() if free is None else swap)
-    use = _ram_use(weights, way.work, placed.swapped, free is None, ram, swap.prefetch, is_repeated)
+    use = _ram_use(weights, way, placed.swapped, free is None, ram, swap.prefetch, is_repeated)
     held_short = 0 if ram is None else max(0, use.held - ram)
     return StagePlan(
         name,
@@ -210,7 +214,7 @@ def _plan_way(
 
 def _ram_use(
     weights: Weights,
-    work: int,
+    way: Way,
     swapped: Sequence[int],
     is_home: bool,
     ram: int | None,
@@ -230,7 +234,8 @@ def _ram_use(
         files=weights.num_bytes - converted,
         converted=converted,
         buffers=pinned + staging,
-        work=work if is_home else 0,
+        work=way.work if is_home else 0,
+        waiting=way.ram,
         again=again if is_repeated and weights.is_mapped else 0,
     )
 

@@ -162,6 +162,7 @@ def _plan_sample(
 ) -> tuple[StagePlan, SampleWork]:
     """model: on the meta device. is_mapped: whether its weights stay in their file."""
     offloader = offload_transformer(model, swap)
+    is_home, cache = machine.gpu_free is None, request.cache
     work = SampleWork(
         model,
         offloader,
@@ -169,7 +170,7 @@ def _plan_sample(
         TEXT_TOKENS,
         max(1, round(request.steps * request.strength)),
         request.guidance,
-        request.cache,
+        replace(cache, on_host=False) if cache and is_home else cache,
         load_loras(request.loras, model.config) if request.loras else (),
         attention,
     )
@@ -187,7 +188,7 @@ def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None, t
         if lean != LeanConfig():
             labels.append(f"{describe_lean(lean)}, {BY_ITSELF}")
         calls = 2 if request.guidance.uses_cfg and not batched else 1
-        yield Way(", ".join(labels), num_bytes, calls, is_asked=batched or not is_batched)
+        yield Way(", ".join(labels), num_bytes, calls, batched or not is_batched, work.ram_bytes)
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:

@@ -99,7 +99,7 @@ class SampleAdvice:
         """In the way that takes the least."""
         free = self._machine.gpu_free
         lean = LeanConfig() if free is None else lean_steps(work.model.config.num_heads)[-1]
-        way = Way("", work.bytes_in(lean))
+        way = Way("", work.bytes_in(lean), ram=work.ram_bytes)
         ram = self._machine.ram_free
         return plan_stage("sample", weights or self._stage.weights, [way], free, ram, swap or self._swap)
 

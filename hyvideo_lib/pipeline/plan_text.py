@@ -15,6 +15,7 @@ RAM_PARTS = {
     "converted": "of converted weights",
     "buffers": "of pinned blocks",
     "work": "work",
+    "waiting": "waiting for the GPU",
     "process": "the program itself",
 }
 """Of a RamUse, in words."""

@@ -93,6 +93,13 @@ class SampleWork:
         if self.cache:
             yield self.cache.device_bytes(config.hidden_size, self.image_tokens, item_size, branches)
 
+    @property
+    def ram_bytes(self) -> int:
+        """What waits in RAM meanwhile, where the device is another."""
+        branches = 2 if self.guidance.uses_cfg else 1
+        sizes = self.model.config.hidden_size, self.image_tokens, self.model.compute_dtype.itemsize, branches
+        return self.cache.host_bytes(*sizes) if self.cache else 0
+
 
 def memo_bytes(source: Offloader, model: HunyuanVideoTransformer, steps: int, branches: int) -> int:
     """The modulating vectors of all steps, and the largest of the layers that make them."""

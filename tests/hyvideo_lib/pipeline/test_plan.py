@@ -172,6 +172,19 @@ def test_loras_and_a_step_cache_are_counted_as_a_run_counts_them():
     assert work(replace(REQUEST, cache=cache)) - work(REQUEST) == wanted
 
 
+def test_what_a_step_cache_keeps_in_ram_is_counted_there():
+    config = sketch_transformer(assets.TRANSFORMER, Precision(), CUDA).config
+    cache = CacheConfig("teacache", on_host=True)
+    for machine, item_size in ((Machine(2**40), 2), (Machine(None, 2**40), 4)):
+        device = CPU if machine.gpu_free is None else CUDA
+        plain, kept = (
+            plan_run(replace(REQUEST, cache=which), DEMO, Precision(), machine, device).stages[1]
+            for which in (None, cache)
+        )
+        assert kept.ram.held - plain.ram.held == 2 * config.hidden_size * 5 * 4 * 4 * item_size > 0
+        assert kept.device_bytes == plain.device_bytes
+
+
 def test_the_command_line_takes_loras_and_a_step_cache(capsys):
     words = ["plan", "--transformer", str(assets.TRANSFORMER), "--width", "64", "--height", "64", "--frames", "17"]
     words += ["--gpu-memory", "24GiB", "--json"]
