@@ -42,6 +42,15 @@ def swap_more(run: SampleRun) -> tuple[SampleRun, str] | None:
     return (run, f"{gained} more blocks in RAM ({source.num_swapped} of {len(blocks)})") if gained > 0 else None
 
 
+def cache_on_host(run: SampleRun) -> tuple[SampleRun, str] | None:
+    """What the step cache keeps waits in RAM; None if that is next to nothing, or if RAM is where it is."""
+    cache = run.cache
+    is_apart = run.source.is_apart if run.source else run.host.device.type != "cpu"
+    if cache is None or cache.on_host or not cache.keeps_tokens or not is_apart:
+        return None
+    return replace(run, cache=replace(cache, on_host=True)), "what the step cache keeps in RAM"
+
+
 def go_leaner(run: SampleRun) -> tuple[SampleRun, str] | None:
     """The next of the lean steps."""
     steps = lean_steps(run.config.num_heads)
@@ -58,7 +67,12 @@ def guide_in_turn(run: SampleRun) -> tuple[SampleRun, str] | None:
     return replace(run, guidance=replace(run.guidance, batched=False)), "both passes of CFG in turn"
 
 
-RUNGS: tuple[Callable[[SampleRun], tuple[SampleRun, str] | None], ...] = (swap_more, go_leaner, guide_in_turn)
+RUNGS: tuple[Callable[[SampleRun], tuple[SampleRun, str] | None], ...] = (
+    swap_more,
+    cache_on_host,
+    go_leaner,
+    guide_in_turn,
+)
 """Taken in turn, as long as there is one that still gives memory: what costs least first."""
 
 
@@ -145,6 +159,7 @@ class Ladder:
             facts.append(f"tried already: {'; '.join(run.rungs)}")
         numbers = f" ({'; '.join(facts)})" if facts else ""
         narrower = "keep the weights in 8 bits (storage dtype float8_e4m3fn), " if _is_wide(run) else ""
+        narrower += "do without the step cache or take easycache, " if run.cache and run.cache.keeps_tokens else ""
         return (
             f"Nothing is left to give up here{numbers}. Make the video smaller or shorter (width, height, frames), "
             f"{narrower}or close other programs; `hyvideo plan`, or in ComfyUI the node Plan, says what fits."

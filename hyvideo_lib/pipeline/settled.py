@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..caches import CacheConfig
     from ..transformer import LeanConfig
     from .sampler import SampleRun
 
@@ -20,6 +21,7 @@ class _Found:
 
     lean: LeanConfig
     batched: bool
+    cache: CacheConfig | None
     weights: int
     room: int | None
 
@@ -40,7 +42,8 @@ class SettledRuns:
         found = self._found.get(_needs(run, latent_shape))
         if found is None or (room is not None and found.room is not None and room > MORE_ROOM * found.room):
             return run, None
-        return replace(run, lean=found.lean, guidance=replace(run.guidance, batched=found.batched)), found.weights
+        guidance = replace(run.guidance, batched=found.batched)
+        return replace(run, lean=found.lean, guidance=guidance, cache=found.cache), found.weights
 
     def learn(
         self, asked: SampleRun, came_down: SampleRun, latent_shape: tuple[int, int, int], room: int | None
@@ -48,7 +51,7 @@ class SettledRuns:
         """asked: the run before anything ran out. came_down: as it ended; nothing is learnt where nothing ran out."""
         if came_down.rungs and came_down.source is not None:
             weights = came_down.source.loaded_bytes
-            form = _Found(came_down.lean, came_down.guidance.batched, weights, room)
+            form = _Found(came_down.lean, came_down.guidance.batched, came_down.cache, weights, room)
             self._found[_needs(asked, latent_shape)] = form
 
 

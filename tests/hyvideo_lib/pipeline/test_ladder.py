@@ -8,13 +8,15 @@ import pytest
 import tiny
 import torch
 
+from hyvideo_lib.attention import PLAIN
+from hyvideo_lib.caches import METHODS, CacheConfig, MagCurve
 from hyvideo_lib.errors import OutOfMemory
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.memory.dry_run import AllocationCounter
 from hyvideo_lib.pipeline import Clock, Ladder, SampleRun, SettledRuns
 from hyvideo_lib.pipeline import ladder as ladder_module
-from hyvideo_lib.pipeline.ladder import RUNGS, go_leaner, guide_in_turn, load_weights, swap_more
+from hyvideo_lib.pipeline.ladder import RUNGS, cache_on_host, go_leaner, guide_in_turn, load_weights, swap_more
 from hyvideo_lib.sampling import GuidanceConfig, make_sigmas
 from hyvideo_lib.text import TextEmbeds
 from hyvideo_lib.transformer import LeanConfig
@@ -166,6 +168,94 @@ def test_going_on_equals_a_run_that_began_on_the_rung(clean):
     assert torch.equal(found, begun.make(torch.zeros(SHAPE), seed=0))
 
 
+FREE = {"teacache": 1.0, "first_block": 20.0, "easycache": 2.0, "magcache": 0.1}
+"""Thresholds that skip some of the steps here."""
+SMALL = torch.zeros(1, 4, 3, 4, 6)
+EXACT = swap_more, cache_on_host
+
+
+class FailsOnce:
+    """Runs out of memory at the n-th point of a run: before its blocks, in their attention, or after them."""
+
+    def __init__(self, at=0):
+        self.at, self.passed = at, 0
+
+    def __call__(self, *_):
+        self.passed += 1
+        if self.passed == self.at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def watch(self, run):
+        for layer in (run.model.img_in, run.model.final_layer):
+            layer.register_forward_pre_hook(self)
+
+        def attend(*args, **more):
+            self()
+            return PLAIN.attend_fn(*args, **more)
+
+        return replace(run, attention=replace(PLAIN, attend_fn=attend))
+
+
+def make_cached_run(method, guidance):
+    sigmas = make_sigmas(8, 3.0)
+    curve = MagCurve(tuple(sigmas[:-1].tolist()), (1.01,) * 7)
+    run = make_run("resident")
+    run.source.load("cpu")
+    return replace(run, sigmas=sigmas, guidance=guidance, cache=CacheConfig(method, FREE[method], curve=curve))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "solver"),
+    [
+        (GuidanceConfig(), "heun"),
+        (GuidanceConfig(cfg_scale=3.0), "euler"),
+        (GuidanceConfig(cfg_scale=3.0, batched=False, cfg_end=0.7), "euler"),
+    ],
+    ids=["no CFG", "batched", "in turn"],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_with_a_cache_going_on_equals_a_run_that_began_on_the_rung(method, guidance, solver):
+    """The same video, and the same steps skipped, wherever memory runs out."""
+
+    def make(failing, rung, rungs=()):
+        run = replace(make_cached_run(method, guidance), solver=solver)
+        for taken in rungs:
+            run, _ = taken(run)
+        cache, ladder = run.start_cache((3, 4, 6)), Ladder(run := failing.watch(run))
+        ladder._next = RUNGS.index(rung)
+        made = run.make(SMALL, seed=0, step_cache=cache, ladder=ladder)
+        run.source.go_home()
+        return made, replace(cache.report, on_host=False), run.rungs
+
+    for rung in RUNGS:
+        if rung(make_cached_run(method, guidance)) is None:
+            continue
+        counting = FailsOnce()
+        begun, expected, _ = make(counting, rung, (rung,))
+        assert 0 < expected.skipped_steps < 7
+        for part in range(5):
+            found, report, taken = make(FailsOnce(1 + part * (counting.passed // 2 - 1) // 4), rung)
+            assert len(taken) == 1
+            assert (report.steps, report.skipped_steps) == (expected.steps, expected.skipped_steps)
+            assert rung is guide_in_turn or report == expected  # passes that were over by then had both branches
+            if rung in EXACT:
+                assert torch.equal(found, begun)
+            assert tiny.relative_error(found, begun) <= 1e-4  # float32, amplified by the scale
+
+
+def test_what_a_cache_keeps_goes_to_ram_once():
+    run = make_cached_run("teacache", GuidanceConfig())
+    below, words = cache_on_host(run)
+    assert (below.cache.on_host, words) == (True, "what the step cache keeps in RAM")
+    assert cache_on_host(below) is None
+    assert cache_on_host(make_cached_run("easycache", GuidanceConfig())) is None  # next to nothing
+    assert cache_on_host(replace(run, source=None)) is None  # RAM is where it is
+    assert cache_on_host(replace(run, cache=None)) is None
+    assert RUNGS.index(cache_on_host) < RUNGS.index(go_leaner)
+    assert "do without the step cache or take easycache" in Ladder(run).advice()
+    assert "easycache" not in Ladder(replace(run, cache=None)).advice()
+
+
 def test_a_batch_begins_each_video_where_memory_sufficed_for_the_one_before(clean):
     _, made, _ = clean["guided"]
     run = replace(make_run("guided"), source=None)  # of what is left, going leaner comes first
@@ -198,7 +288,7 @@ def test_each_rung_gives_less_until_there_is_none():
     assert leans == [LeanConfig(2), LeanConfig(2, 512), LeanConfig(2, 256)]
     assert guide_in_turn(run)[0].guidance.batched is False
     assert guide_in_turn(guide_in_turn(run)[0]) is None
-    assert len(RUNGS) == 3
+    assert len(RUNGS) == 4
     run.source.go_home()
 
 

@@ -236,7 +236,7 @@ def test_what_waits_in_ram_gives_the_same_video_and_leaves_nothing_on_the_device
     ram_run = replace(make_run(model, guidance=guidance), host=HeadlessHost(on_step=step))
     model.blocks[-1].register_forward_pre_hook(look)
     assert torch.equal(ram_run.make(START, 0, step_cache=cache), kept)
-    assert len(seen) > STEPS
+    assert seen
     assert all(seen)
     assert cache.report == replace(expected, on_host=True)
 
