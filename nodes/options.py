@@ -295,17 +295,17 @@ class Cache(io.ComfyNode):
                     "residuals",
                     options=list(PLACES),
                     default="device",
-                    tooltip="Where what is kept waits: on the card, or in RAM, which saves memory and costs two copies "
-                    "a step. easycache keeps next to nothing.",
+                    tooltip="Where what is kept waits: on the card, or in RAM, which saves memory there and costs "
+                    "one to six copies a step. easycache keeps next to nothing.",
                 ),
                 io.String.Input(
                     "ratios",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="For magcache with another model than the released one: the contents of the file that "
-                    "`python -m hyvideo_lib generate ... --measure-ratios FILE` wrote. Empty: those of the released "
-                    "model.",
+                    tooltip="For magcache with another model than the released one and the demo's: the contents of the "
+                    "file that `python -m hyvideo_lib generate ... --measure-ratios FILE` wrote. Empty: those that are "
+                    "built in.",
                 ),
             ],
             outputs=[HYV_CACHE.Output("cache", display_name="cache", tooltip="For the sampler.")],
