@@ -105,7 +105,10 @@ class StreamCopyEngine:
     def finish(self, slot: int) -> None:
         self._stalls.begin()
         if carried := self._wait_for_thread(slot):
-            carried.result()
+            try:
+                carried.result()
+            finally:
+                del carried  # its error would keep itself, and with itself the buffer, until garbage is collected
         self._api.current_stream(self._device).wait_event(self._arrived[slot])
         self._stalls.end()
 

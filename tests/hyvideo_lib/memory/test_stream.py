@@ -1,8 +1,10 @@
 """The order of copies: by a simulated engine that forbids hazards, and by a real one whose slots are poisoned."""
 
 import contextlib
+import gc
 import itertools
 import threading
+import weakref
 from dataclasses import replace
 from typing import ClassVar
 
@@ -278,6 +280,34 @@ def test_after_a_copy_that_failed_no_block_computes_with_what_was_there_before(m
             made.append(run(model, offloader))
     assert len(made) >= 3
     assert all(torch.equal(one, expected) for one in made)
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["and is told", "and nobody asks"])
+def test_a_block_that_could_not_be_carried_keeps_no_buffer(monkeypatch, is_told):
+    """Nor does its error, which knows the buffer, once nobody holds that: pinned memory is too much to wait for gc."""
+    buffers, make = [], copy_engine.empty_bytes
+
+    def remember(num_bytes, is_pinned):
+        buffer = make(num_bytes, is_pinned)
+        buffers.append(weakref.ref(buffer.untyped_storage()))
+        return buffer
+
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(copy_engine, "empty_bytes", remember)
+    monkeypatch.setattr(flat.FlatLayout, "pack", fail)
+    engine = StreamCopyEngine({0: HostBlock([torch.arange(8.0)])}, 1, torch.device("cpu"))
+    gc.disable()
+    try:
+        engine.start(0, 0)
+        if is_told:
+            with contextlib.suppress(MemoryError):
+                engine.finish(0)
+        engine.close()
+        assert [buffer() for buffer in buffers] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_cancelled_pass_leaves_everything_as_it_was(engines):
