@@ -7,7 +7,6 @@ training through `moments` and `pixels`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +19,7 @@ from ..host import HeadlessHost, Host
 from .blocks import NORM_EPS, DownBlock, MidBlock, UpBlock, norm_silu_conv
 from .causal import CausalConv3d
 from .config import STRIDES, UPSAMPLES, VAEConfig
-from .norms import TileNorm, shared_statistics
+from .norms import TileNorm, note_statistics, using
 from .posterior import DiagonalGaussian
 from .tiling import T_AXIS, Axis, TileFn, Tiles, join, shrink, tile_space, time_spans
 
@@ -154,17 +153,24 @@ class CausalVideoVAE(nn.Module):
     def _spans(self, item: Tensor, whole: TileFn, one_span: TileFn, cuts: Cuts | None) -> Iterator[Tensor]:
         """One video's results along time, each when it is final."""
         item = item.to(self.quant_conv.weight)
-        with self._norms_for(item, whole, cuts):
-            if cuts and item.shape[T_AXIS] > cuts.time[0].length:
-                yield from time_spans(item, one_span, *cuts.time)
-            else:
-                yield one_span(item)
+        if cuts and cuts.has_shared_norms and cuts.reach(item.shape[2:]):
+            one_span = self._sharing_norms(item, whole, one_span, cuts)
+        if cuts and item.shape[T_AXIS] > cuts.time[0].length:
+            yield from time_spans(item, one_span, *cuts.time)
+        else:
+            yield one_span(item)
 
-    def _norms_for(self, item: Tensor, whole: TileFn, cuts: Cuts | None) -> AbstractContextManager[None]:
-        """Within it the norms use the statistics that the cuts ask for."""
-        if cuts is None or not cuts.has_shared_norms or not cuts.reach(item.shape[2:]):
-            return nullcontext()
-        return shared_statistics(self, lambda: whole(shrink(item, cuts.time[0], cuts.space[0])))
+    def _sharing_norms(self, item: Tensor, whole: TileFn, one_span: TileFn, cuts: Cuts) -> TileFn:
+        """one_span, with the statistics of a small copy of the video. They are on the norms only while it runs: between
+        two spans the VAE is anyone's.
+        """
+        noted = note_statistics(self, lambda: whole(shrink(item, cuts.time[0], cuts.space[0])))
+
+        def shared(span: Tensor) -> Tensor:
+            with using(noted):
+                return one_span(span)
+
+        return shared
 
     def _span_fn(self, x: Tensor, whole: TileFn, cuts: Cuts | None, host: Host | None) -> TileFn:
         """What makes one span, in tiles where it is larger than one. The host hears of every tile of all of x."""

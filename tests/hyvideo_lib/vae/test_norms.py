@@ -14,7 +14,7 @@ from hyvideo_lib.demo.world import SCENES, draw_clips
 from hyvideo_lib.errors import Interrupted
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.vae import CausalVideoVAE, Tiles, lean, model
-from hyvideo_lib.vae.norms import TileNorm, shared_statistics
+from hyvideo_lib.vae.norms import TileNorm, note_statistics, using
 from hyvideo_lib.vae.tiling import Axis, shrink
 
 TILES = Tiles(32, 16, shared_norms=True)
@@ -41,7 +41,7 @@ def test_by_itself_it_is_a_group_norm():
 def test_with_the_statistics_of_another_video_a_part_of_it_is_normed_as_within_it():
     norm, whole = a_norm(), 3 + 2 * noise(1, 6, 3, 4, 5)
     expected = norm(whole)
-    with shared_statistics(norm, lambda: norm(whole)):
+    with using(note_statistics(norm, lambda: norm(whole))):
         for part in (slice(0, 1), slice(1, 3)):
             assert relative_error(norm(whole[:, :, part]), expected[:, :, part]) <= 1e-6
         assert norm(whole.bfloat16()).dtype == torch.bfloat16
@@ -52,7 +52,7 @@ def test_with_the_statistics_of_another_video_a_part_of_it_is_normed_as_within_i
 def test_the_lean_form_takes_them_as_well():
     norm, whole = a_norm(), 3 + 2 * noise(1, 6, 3, 4, 5)
     expected = F.silu(norm(whole))
-    with shared_statistics(norm, lambda: norm(whole)):
+    with using(note_statistics(norm, lambda: norm(whole))):
         frames = whole[0, :, :1].transpose(0, 1)
         found = torch.empty_like(frames)
         lean.norm_silu(norm, frames)(frames, found)
@@ -67,9 +67,9 @@ def test_an_error_in_the_block_or_in_the_first_pass_leaves_no_trace():
         raise Interrupted("stop")
 
     for first_pass in (fail, lambda: norm(x)):
-        with pytest.raises(Interrupted), shared_statistics(norm, first_pass):
+        with pytest.raises(Interrupted), using(note_statistics(norm, first_pass)):
             raise Interrupted("stop")
-        assert norm.given is None
+        assert norm.given is norm.notes is None
         assert torch.equal(norm(2 * x + 1), F.group_norm(2 * x + 1, 2, norm.weight, norm.bias, 1e-6))
 
 
@@ -137,6 +137,18 @@ def test_spans_are_the_whole_with_shared_norms_too(vae, shape):
     assert torch.equal(torch.cat(list(vae.decode_spans(latents, TILES)), dim=2), found)
     assert not torch.equal(found, vae.decode(latents, Tiles(32, 16)))
     assert all(norm.given is None for norm in vae.modules() if isinstance(norm, TileNorm))
+
+
+@pytest.mark.parametrize("tiles", [None, Tiles(32, 16), TILES])
+def test_a_video_that_is_read_to_its_half_shares_nothing_with_others(vae, tiles):
+    """Also where its norms are NaN, which would make the others NaN."""
+    first, other = a_latent(7, 8, 6), a_latent(3, 6, 8)
+    expected = vae.decode(first, TILES), vae.decode(other, tiles)
+    broken, spans = vae.decode_spans(first * torch.nan, TILES), vae.decode_spans(first, TILES)
+    next(broken)
+    begun = next(spans)
+    assert torch.equal(vae.decode(other, tiles), expected[1])
+    assert torch.equal(torch.cat([begun, *spans], dim=2), expected[0])
 
 
 def test_a_video_within_one_tile_keeps_its_own(vae):
