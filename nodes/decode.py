@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -230,17 +230,18 @@ def decode_into(
 
     host.stage("decoding", 0)
     done, watch = 0, FlatWatch()
-    for pixels in handle.vae.decode_spans(latents.to(host.device), tiles, host):
-        if not bool(torch.isfinite(pixels).all()):
-            raise NonFiniteOutput(
-                f"Decoding in {short_dtype(pixels.dtype)} gave NaN or infinity; the video would have black frames. Set "
-                "the VAE's dtype to float32. If it is already, the VAE's file or the latents are damaged."
-            )
-        part = out[done : done + pixels.shape[2]]
-        part.copy_(pixels[0].permute(1, 2, 3, 0)).div_(2).add_(0.5).clamp_(0, 1)
-        watch.look(part)
-        done += pixels.shape[2]
-        del pixels
+    with closing(handle.vae.decode_spans(latents.to(host.device), tiles, host)) as spans:
+        for pixels in spans:
+            if not bool(torch.isfinite(pixels).all()):
+                raise NonFiniteOutput(
+                    f"Decoding in {short_dtype(pixels.dtype)} gave NaN or infinity; the video would have black frames. "
+                    "Set the VAE's dtype to float32. If it is already, the VAE's file or the latents are damaged."
+                )
+            part = out[done : done + pixels.shape[2]]
+            part.copy_(pixels[0].permute(1, 2, 3, 0)).div_(2).add_(0.5).clamp_(0, 1)
+            watch.look(part)
+            done += pixels.shape[2]
+            del pixels
     watch.warn()
 
 

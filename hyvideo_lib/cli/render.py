@@ -10,7 +10,7 @@ import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -297,8 +297,8 @@ class Renderer:
                 decoded = {"tiles": tiles_settings(tiles), "preview": pixels.is_preview}
                 return {**task.settings, **decoded, "seconds": report.seconds, "report": report.to_dict()}
 
-            frames, size = self._one_by_one(parts, request.frames), (request.width, request.height)
-            with clock.stage("write", is_told=False):
+            size = request.width, request.height
+            with clock.stage("write", is_told=False), closing(self._one_by_one(parts, request.frames)) as frames:
                 write_video(task.output, frames, *size, request.fps, settings(), self.overwrite, settings)
             return settings()
 
@@ -308,7 +308,7 @@ class Renderer:
             task.kept.unlink(missing_ok=True)
             task.kept = None
 
-    def _one_by_one(self, parts: Iterator[Tensor], total: int) -> Iterator[Tensor]:
+    def _one_by_one(self, parts: Iterator[Tensor], total: int) -> Generator[Tensor, None, None]:
         """The frames of all parts, with a chance to stop before each. Once all are decoded, writing has a bar."""
         done = 0
         for part in parts:

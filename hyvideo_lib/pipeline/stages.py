@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -268,9 +269,12 @@ class PixelStage:
         """make(parts, tiles): what becomes of the parts of `stream`. Called again with smaller tiles, and a notice,
         when memory runs out. Raises as `stream`, and what make raises.
         """
-        return self._in_tiles(
-            "decode", tiles, _video_size(latents), clock, lambda tiles: make(self.stream(latents, tiles, clock), tiles)
-        )
+
+        def attempt(tiles: Tiles | None) -> Result:
+            with closing(self.stream(latents, tiles, clock)) as parts:  # an error that is kept would keep them open
+                return make(parts, tiles)
+
+        return self._in_tiles("decode", tiles, _video_size(latents), clock, attempt)
 
     def _in_tiles(
         self,
@@ -297,25 +301,25 @@ class PixelStage:
             lambda: free_bytes(device),
         )
 
-    def stream(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Iterator[Tensor]:
+    def stream(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Generator[Tensor, None, None]:
         """The bytes of `decode` in parts [n, H, W, 3], each as soon as its frames are final.
 
         Only the time spent in here counts as decoding. A video that shows nothing is told after its last frame.
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
         check_finite(latents, "latents", "The latents to decode")
-        spans = self._vae.decode_spans(latents.to(self._host.device), tiles, self._host)
         watch, is_first = FlatWatch(), True
-        while True:
-            with clock.stage("decode", is_told=is_first) as log:
-                log.tiles = describe_tiles(tiles)
-                part = _next_frames(spans)
-            if part is None:
-                break
-            is_first = False
-            watch.look(part)
-            yield part
-            del part
+        with closing(self._vae.decode_spans(latents.to(self._host.device), tiles, self._host)) as spans:
+            while True:
+                with clock.stage("decode", is_told=is_first) as log:
+                    log.tiles = describe_tiles(tiles)
+                    part = _next_frames(spans)
+                if part is None:
+                    break
+                is_first = False
+                watch.look(part)
+                yield part
+                del part
         watch.warn()
 
     def encode(self, frames: Tensor, tiles: TilesChoice, clock: Clock) -> Tensor:

@@ -6,7 +6,7 @@ training through `moments` and `pixels`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -126,7 +126,9 @@ class CausalVideoVAE(nn.Module):
         return self._map(latents, self.pixels, _decoding_cuts(tiles), host)
 
     @torch.no_grad()
-    def decode_spans(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Iterator[Tensor]:
+    def decode_spans(
+        self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None
+    ) -> Generator[Tensor, None, None]:
         """What `decode` returns of one video [1, C, T, H, W], bit for bit, in spans [1, 3, n, 8H, 8W] along time.
 
         A span comes as soon as it is final: blended with the one before it. Nothing here holds on to it, so memory for

@@ -10,7 +10,7 @@ built: latents to start from are worth the VAE's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +112,9 @@ class TinyVAE(nn.Module):
         return torch.cat([torch.cat(list(self.decode_spans(item, tiles, host)), dim=2) for item in latents.split(1)])
 
     @torch.no_grad()
-    def decode_spans(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Iterator[Tensor]:
+    def decode_spans(
+        self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None
+    ) -> Generator[Tensor, None, None]:
         """The decoded video of latents [1, C, T, H, W] in spans [1, 3, n, 8H, 8W], a few latent frames each.
 
         tiles: not needed, and without effect: spans carry over what they know of the past, so they are exactly the

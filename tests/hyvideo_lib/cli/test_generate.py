@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hyvideo_lib.cli import main
+from hyvideo_lib.cli import main, render
+from hyvideo_lib.errors import RunFailed
 from hyvideo_lib.pipeline import load_latents
 from hyvideo_lib.video import read_frames, read_settings
 
@@ -352,3 +353,17 @@ def test_inputs_that_do_not_fit_are_refused(generate):
     assert generate(PROMPT, "--input-video", "nowhere.mp4").error == "file_missing"
     assert generate(PROMPT, "--input-video", "in.safetensors").error == "file_unreadable"
     assert generate(PROMPT, "--input-video", "in.mp4", "--strength", 0).error == "invalid_setting"
+
+
+def test_a_video_that_cannot_be_written_leaves_nothing_half_read(generate, monkeypatch):
+    taken = []
+
+    def write(path, frames, *_):
+        taken.append(frames)
+        next(frames)
+        raise RunFailed("ffmpeg could not write it")
+
+    monkeypatch.setattr(render, "write_video", write)
+    words = ["--videos", 2, "--tiles", 32, "--shared-norms", "--width", 64, "--out", "a.mp4"]
+    assert generate(PROMPT, *words).error == "run_failed"
+    assert [frames.gi_frame for frames in taken] == [None, None]

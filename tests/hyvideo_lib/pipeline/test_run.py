@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hyvideo_lib.errors import EmptyPrompt, Interrupted, NonFiniteOutput, OutOfMemory
+from hyvideo_lib.errors import DiskFull, EmptyPrompt, Interrupted, NonFiniteOutput, OutOfMemory
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.pipeline import STAGES, Clock, Files, GenerateRequest, PixelStage, Precision, generate
 from hyvideo_lib.pipeline.clock import describe_shortage
@@ -209,6 +209,26 @@ def test_a_stream_is_announced_once(pixels):
     clock = Clock(HeadlessHost(on_stage=lambda name, total: stages.append(name)))
     assert len(list(pixels.stream(LATENTS, TILES, clock))) == 3
     assert stages == ["decoding"]
+
+
+def test_an_error_that_is_kept_keeps_no_half_read_video(pixels, monkeypatch):
+    opened = []
+
+    def decode_spans(*args):
+        opened.append(spans(*args))
+        return opened[-1]
+
+    def fail(parts, tiles):
+        opened.append(parts)
+        next(parts)
+        raise DiskFull("no room")
+
+    spans = pixels._vae.decode_spans
+    monkeypatch.setattr(pixels._vae, "decode_spans", decode_spans)
+    with pytest.raises(DiskFull) as kept:
+        pixels.render(LATENTS, TILES, Clock(HeadlessHost()), fail)
+    assert kept.tb is not None
+    assert [generator.gi_frame for generator in opened] == [None, None]
 
 
 def test_numbers_that_break_in_a_later_part_end_the_stream_there(pixels):
