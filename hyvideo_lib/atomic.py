@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +55,14 @@ def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def move_file(source: Path, path: Path) -> None:
+    """Move a file, to another disk as well; nobody sees a part of it, and none is replaced. Raises as `whole_file`."""
+    with whole_file(path) as temporary:
+        shutil.copyfile(source, temporary)
+    with suppress(OSError):
+        source.unlink()
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -131,7 +131,7 @@ def input_folder() -> Path:
 
 
 def temp_folder() -> Path:
-    """ComfyUI's folder for files that are in nobody's way: emptied when ComfyUI starts."""
+    """ComfyUI's folder for files that are in nobody's way: emptied when ComfyUI starts and when it stops."""
     import folder_paths
 
     return Path(folder_paths.get_temp_directory())
@@ -208,6 +208,14 @@ def out_of_memory_type() -> type[Exception]:
     import comfy.model_management as mm
 
     kind: type[Exception] = mm.OOM_EXCEPTION
+    return kind
+
+
+def interruption_type() -> type[Exception]:
+    """What ComfyUI raises where a run is cancelled."""
+    import comfy.model_management as mm
+
+    kind: type[Exception] = mm.InterruptProcessingException
     return kind
 
 

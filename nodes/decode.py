@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+import math
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..hyvideo_lib.errors import HyvError, InvalidSetting, NonFiniteOutput, OutOfMemory
+from ..hyvideo_lib.errors import InvalidSetting, NonFiniteOutput, OutOfMemory
 from ..hyvideo_lib.geometry import SPATIAL_COMPRESSION, pixel_frames
+from ..hyvideo_lib.memory.machine import gib
+from ..hyvideo_lib.memory.ram import free_ram_bytes, free_swap_bytes
+from ..hyvideo_lib.shortage import is_out_of_memory
 from . import comfy_host
+from .keep import keeping
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_VAE, VAEHandle, short_dtype
 
@@ -125,33 +129,6 @@ def choose_tiles(
     return work.choose(replace(tiles, shared_norms=shared_norms), None)
 
 
-@contextmanager
-def kept_in_temp(samples: Tensor) -> Iterator[None]:
-    """Put latents into ComfyUI's temporary folder while they are decoded. There they stay if memory runs out, and the
-    error says where.
-    """
-    from ..hyvideo_lib.pipeline import save_native_latents
-
-    path = comfy_host.temp_folder() / f"hyvideo-{secrets.token_hex(4)}.latent"
-    try:
-        save_native_latents(path, samples.float().cpu())
-    except HyvError as error:
-        logger.warning("latents could not be kept while they are decoded: %s", error)
-        yield
-        return
-    try:
-        yield
-    except OutOfMemory as error:
-        raise OutOfMemory(
-            f"{error} Until ComfyUI starts again the latents are in {path}, for Load Latent or `hyvideo generate "
-            "--decode`."
-        ) from error
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    path.unlink(missing_ok=True)
-
-
 class Decode(io.ComfyNode):
     """HyvDecode."""
 
@@ -203,8 +180,8 @@ class Decode(io.ComfyNode):
         samples = check_samples(latents, vae.vae.config.latent_channels)
         frames, height, width = pixel_frames(samples.shape[2]), *(n * SPATIAL_COMPRESSION for n in samples.shape[3:])
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
-        images = torch.empty(samples.shape[0] * frames, height, width, 3)
-        with measured(host.device) as log, kept_in_temp(samples):
+        with measured(host.device) as log, keeping(*samples.split(1)):
+            images = empty_frames(samples.shape[0] * frames, height, width)
 
             def decode(chosen: Tiles | None) -> Tensor:
                 log.tiles = describe_tiles(chosen)
@@ -217,6 +194,25 @@ class Decode(io.ComfyNode):
         assert log.report is not None
         host.say(log.report.describe())
         return io.NodeOutput(images)
+
+
+def empty_frames(*size: int) -> Tensor:
+    """An uninitialised [F, H, W, 3], float32, in RAM. Raises OutOfMemory with numbers where RAM cannot hold it, which
+    many systems tell only by ending the process that fills it.
+    """
+    num_bytes, free = 3 * 4 * math.prod(size), free_ram_bytes()
+    try:
+        if free is not None and num_bytes > free + free_swap_bytes():
+            raise MemoryError
+        return torch.empty(*size, 3)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    count, height, width = size
+    raise OutOfMemory(
+        f"There is no RAM for the frames: {count} of {width} x {height} pixels take {gib(num_bytes)}, and {gib(free)} "
+        "are free. Close other programs, or make the video smaller or shorter, or fewer of them at once."
+    )
 
 
 def decode_into(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hyvideo_lib.atomic import check_output, is_disk_full, whole_file
+from hyvideo_lib.atomic import check_output, is_disk_full, move_file, whole_file
 from hyvideo_lib.errors import DiskFull, OutputExists, OutputNotWritable
 
 
@@ -83,3 +83,15 @@ def test_checking_finds_what_writing_would_meet(tmp_path):
     for path in (tmp_path, tmp_path / "a.txt" / "b.txt", tmp_path / "a\0b", tmp_path / ("a" * 999)):
         with pytest.raises(OutputNotWritable):
             check_output(path, overwrite=True)
+
+
+def test_a_moved_file_takes_no_others_place(tmp_path):
+    source, path = tmp_path / "a", tmp_path / "new" / "b"
+    source.write_text("one")
+    move_file(source, path)
+    assert [path.read_text(), source.exists()] == ["one", False]
+    source.write_text("two")
+    with pytest.raises(OutputExists):
+        move_file(source, path)
+    assert [path.read_text(), source.read_text()] == ["one", "two"]
+    assert list(path.parent.iterdir()) == [path]

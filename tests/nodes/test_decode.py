@@ -196,7 +196,8 @@ def test_memory_that_runs_out_in_the_smallest_tiles_is_told_with_numbers_and_the
     with pytest.raises(torch.OutOfMemoryError) as caught:
         decode(latents, tiles="custom", tile_size=64, tile_frames=32)
     assert [tuple(shape[3:]) for shape in seen] == [(8, 8), (4, 4)]
-    (kept,) = folder("temp").iterdir()
+    (kept,) = folder("output").iterdir()
+    assert list(folder("temp").iterdir()) == []
     message = str(caught.value)
     assert "in tiles of 32 pixels and 16 frames; no smaller tiles are left" in message
     assert "GiB" in message
@@ -214,6 +215,45 @@ def test_latents_are_in_the_temporary_folder_while_they_are_decoded(decode, late
     assert sorted(tensors) == ["latent_format_version_0", "latent_tensor"]  # what ComfyUI's Load Latent looks for
     assert torch.equal(tensors["latent_tensor"], latents["samples"])
     assert list(folder("temp").iterdir()) == []
+
+
+def test_cancelled_latents_stay_in_the_temporary_folder(decode, latents, bars, mm, folder):
+    bars.on_update = lambda value, total: mm.interrupt_current_processing()
+    with pytest.raises(mm.InterruptProcessingException):
+        decode(latents, tiles="custom", tile_size=32, tile_frames=16)
+    (kept,) = folder("temp").iterdir()
+    assert torch.equal(load_file(kept)["latent_tensor"], latents["samples"])
+    assert list(folder("output").iterdir()) == []
+
+
+def test_every_video_of_a_batch_is_kept_in_a_file_that_decodes(decode, pack, out_of_memory, folder):
+    samples = torch.randn(2, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    out_of_memory(99)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        decode({"samples": samples})
+    kept = [path for path in folder("output").iterdir() if str(path) in str(caught.value)]
+    found = [pack.hyvideo_lib.pipeline.load_latents(path)[0] for path in kept]
+    assert len(found) == 2
+    assert all(any(torch.equal(row, one) for one in found) for row in samples.split(1))
+
+
+@pytest.mark.parametrize("free", [None, 1000])
+def test_frames_that_ram_cannot_hold_are_told_with_numbers_and_the_latents_kept(
+    decode, latents, pack, folder, monkeypatch, free
+):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(pack.nodes.decode, "free_ram_bytes", lambda: free)
+    monkeypatch.setattr(pack.nodes.decode, "free_swap_bytes", lambda: 0)
+    if free is None:
+        monkeypatch.setattr(pack.nodes.decode.torch, "empty", fail)
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"5 of 64 x 64 pixels take 0.00 GiB.*\[out_of_memory\]$"
+    ) as caught:
+        decode(latents)
+    (kept,) = folder("output").iterdir()
+    assert str(kept) in str(caught.value)
 
 
 def test_a_full_temporary_folder_stops_nobody(decode, latents, folder, tmp_path):
