@@ -90,11 +90,10 @@ def _vae_rows(options: Options) -> Iterator[Row]:
 
 
 def _mapping(vae: CausalVideoVAE, case: Case, verb: str) -> Side:
-    like = vae.quant_conv.weight
     if verb == "decode":
-        latents = torch.randn(1, 16, *latent_shape(case.size, case.size, case.frames)).to(like)
+        latents = torch.randn(1, 16, *latent_shape(case.size, case.size, case.frames)).to(vae.quant_conv.weight)
         return lambda: [len(frames_from_pixels(span[0])) for span in vae.decode_spans(latents, case.tiles)]
-    video = (2 * torch.rand(1, 3, case.frames, case.size, case.size) - 1).to(like)
+    video = 2 * torch.rand(1, 3, case.frames, case.size, case.size) - 1
     return lambda: vae.encode(video.clone(), case.tiles).mean
 
 

@@ -104,8 +104,13 @@ def decode_work(sketch: CausalVideoVAE, size: tuple[int, int, int], tiles: Tiles
 
 
 def encode_work(sketch: CausalVideoVAE, size: tuple[int, int, int], tiles: Tiles | None, is_cpu: bool = False) -> int:
-    """Working bytes of encoding a video of (frames, height, width) pixels, which lies there in float32."""
-    return _count_tiles(sketch, "moments", lambda: sketch.encode(_meta(1, 3, *size), tiles), is_cpu)
+    """Working bytes of encoding a video of (frames, height, width) pixels. It lies in RAM in float32, which is counted
+    only where the VAE works there.
+    """
+    elsewhere = _meta(1, 3, *size, dtype=torch.float64)  # no VAE's dtype: what comes over of it is a copy
+    return _count_tiles(
+        sketch, "moments", lambda: sketch.encode(_meta(1, 3, *size) if is_cpu else elsewhere, tiles), is_cpu
+    )
 
 
 def least_work(
@@ -118,8 +123,8 @@ def least_work(
 ) -> int:
     """Working bytes that decoding or encoding in these tiles takes at the very least, without running anything.
 
-    A residual block at full size holds its input, its output, and a window of prepared frames. Beside them is the video
-    that is encoded, or the span that tiles are joined to.
+    A residual block at full size holds its input, its output, and a window of prepared frames. Beside them is the tile
+    that is encoded (on a CPU the video), or the span that tiles are joined to.
     """
     frames, height, width = size
     length = min(frames, tiles.frames + 1) if tiles else frames
@@ -129,7 +134,7 @@ def least_work(
     step = min(max((CPU_ELEMENTS if is_cpu else GPU_ELEMENTS) // frame, 2), length - 1) // 2 * 2
     tile = (given + made) * length * sides[0] * sides[1] * dtype.itemsize + step * frame * dtype.itemsize
     if is_encoding:
-        return tile + 3 * torch.float32.itemsize * frames * height * width
+        return tile + 3 * (4 * frames * height * width if is_cpu else dtype.itemsize * length * sides[0] * sides[1])
     return tile + (3 * dtype.itemsize * length * height * width if sides != [height, width] else 0)
 
 

@@ -102,6 +102,7 @@ class CausalVideoVAE(nn.Module):
         """The posterior of video [B, 3, F, H, W] in -1..1, one batch item at a time.
 
         F is 4k + 1, H and W multiples of 8. tiles=None is untiled; Tiles() is the reference. An image is one frame.
+        The video may be on the CPU, whatever the VAE is on: tiles come over one by one.
         Raises InvalidSetting, InvalidFrames, InvalidSize, or what host raises when the user cancels (asked before every
         tile).
         """
@@ -114,7 +115,11 @@ class CausalVideoVAE(nn.Module):
         if tiles:
             time, space = tiles.time * TEMPORAL_COMPRESSION, tiles.space * SPATIAL_COMPRESSION
             cuts = Cuts((time, tiles.time), (space, tiles.space))
-        return DiagonalGaussian.from_moments(self._map(video, self.moments, cuts, host))
+
+        def whole(tile: Tensor) -> Tensor:
+            return self.moments(tile.to(self.quant_conv.weight))
+
+        return DiagonalGaussian.from_moments(self._map(video, whole, cuts, host))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Tensor:
@@ -123,7 +128,7 @@ class CausalVideoVAE(nn.Module):
         tiles and host as in `encode`. The dtype is the VAE's. Raises InvalidSetting for latents of another shape.
         """
         self._check_latents(latents)
-        return self._map(latents, self.pixels, _decoding_cuts(tiles), host)
+        return self._map(latents.to(self.quant_conv.weight), self.pixels, _decoding_cuts(tiles), host)
 
     @torch.no_grad()
     def decode_spans(
@@ -137,7 +142,7 @@ class CausalVideoVAE(nn.Module):
         self._check_latents(latents)
         if latents.shape[0] != 1:
             raise InvalidSetting(f"Latents are {list(latents.shape)}, but spans are of one video: [1, C, T, H, W].")
-        cuts = _decoding_cuts(tiles)
+        latents, cuts = latents.to(self.quant_conv.weight), _decoding_cuts(tiles)
         yield from self._spans(latents, self.pixels, self._span_fn(latents, self.pixels, cuts, host), cuts)
 
     def _check_latents(self, latents: Tensor) -> None:
@@ -154,7 +159,6 @@ class CausalVideoVAE(nn.Module):
 
     def _spans(self, item: Tensor, whole: TileFn, one_span: TileFn, cuts: Cuts | None) -> Iterator[Tensor]:
         """One video's results along time, each when it is final."""
-        item = item.to(self.quant_conv.weight)
         if cuts and cuts.has_shared_norms and cuts.reach(item.shape[2:]):
             one_span = self._sharing_norms(item, whole, one_span, cuts)
         if cuts and item.shape[T_AXIS] > cuts.time[0].length:

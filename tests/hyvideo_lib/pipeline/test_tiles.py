@@ -48,6 +48,13 @@ def test_a_run_counts_as_its_plan_does():
     assert replace(HD, is_encoding=True).num_bytes(Tiles()) == encode_work(sketch, HD.video, Tiles())
 
 
+@pytest.mark.parametrize("chosen", [Tiles(), Tiles(128, 16)])
+def test_encoding_takes_half_in_16_bits_and_no_more_for_a_longer_video(chosen):
+    long, short = (replace(HD, is_encoding=True, frames=frames).num_bytes(chosen) for frames in (129, 113))
+    assert long - short <= 2**23  # latents; the 16 frames alone would be 10 times as much
+    assert long <= 0.55 * replace(HD, is_encoding=True, dtype=torch.float32).num_bytes(chosen)
+
+
 @pytest.mark.parametrize("is_encoding", [False, True])
 @pytest.mark.parametrize("chosen", [None, Tiles(32, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

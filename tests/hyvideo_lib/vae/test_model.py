@@ -366,3 +366,12 @@ def test_the_scaling_is_left_to_the_caller() -> None:
     other = CausalVideoVAE(VAEConfig(VAE.block_channels, 1, VAE.norm_groups, VAE.latent_channels, scaling=3.0))
     other.load_state_dict(tiny_vae().state_dict())
     assert torch.equal(other.decode(latents), tiny_vae().decode(latents))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_a_video_that_is_encoded_only_a_tile_is_where_the_vae_is(dtype):
+    vae, seen = tiny_vae().to("meta", dtype), []
+    vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    vae.encode(torch.rand(1, 3, 37, 64, 64), Tiles(32, 16))
+    assert {(tile.device.type, tile.dtype) for tile in seen} == {("meta", dtype)}
+    assert all(tile.untyped_storage().nbytes() == tile.nbytes for tile in seen)
