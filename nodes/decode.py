@@ -20,11 +20,11 @@ from ..hyvideo_lib.memory.ram import free_ram_bytes, free_swap_bytes
 from ..hyvideo_lib.shortage import is_out_of_memory
 from . import comfy_host
 from .keep import keeping
-from .node import CATEGORY, check_inputs, names_its_errors
+from .node import CATEGORY, check_inputs, names_its_errors, reported
 from .sockets import HYV_VAE, VAEHandle, short_dtype
 
 if TYPE_CHECKING:
-    from ..hyvideo_lib.pipeline import VAEWork
+    from ..hyvideo_lib.pipeline import StageLog, VAEWork
     from ..hyvideo_lib.vae import Tiles
 
 logger = logging.getLogger(__name__)
@@ -82,14 +82,15 @@ def run_in_tiles(
     video: MemorySize,
     doing: str,
     host: comfy_host.ComfyHost,
+    log: StageLog,
     work_fn: Callable[[Tiles | None], Tensor],
     is_encoding: bool = False,
 ) -> Tensor:
     """work_fn(tiles) with the VAE on its device; in smaller tiles when memory runs out.
 
-    choice: the widgets. video: what is decoded or encoded. Raises OutOfMemory.
+    choice: the widgets. video: what is decoded or encoded. log: hears of the tiles. Raises OutOfMemory.
     """
-    from ..hyvideo_lib.pipeline import VAEWork
+    from ..hyvideo_lib.pipeline import VAEWork, describe_tiles
 
     device = handle.managed.load_device
     work = VAEWork.of(handle.vae, *video, device, is_encoding)
@@ -103,14 +104,17 @@ def run_in_tiles(
         return room - int(handle.managed.model_size())
 
     def attempt(tiles: Tiles | None) -> Tensor:
+        log.tiles = describe_tiles(tiles)
         comfy_host.load(handle.managed, working_bytes=work.working_bytes(tiles))
         return work_fn(tiles)
 
-    def tell(message: str) -> None:
+    def tell(message: str, rung: str) -> None:
         logger.warning("%s", message)
         host.say(message)
+        log.rungs += (rung,)
 
     chosen = choose_tiles(work, *choice, free)
+    log.asked_tiles = choice[0] if choice[0] == "fit" else describe_tiles(chosen)
     return work.run(attempt, chosen, doing, ADVICE, tell, comfy_host.recover, free)
 
 
@@ -175,24 +179,19 @@ class Decode(io.ComfyNode):
         tile_frames: int = 64,
         shared_norms: bool = False,
     ) -> io.NodeOutput:
-        from ..hyvideo_lib.pipeline import describe_tiles, measured
-
         samples = check_samples(latents, vae.vae.config.latent_channels)
         frames, height, width = pixel_frames(samples.shape[2]), *(n * SPATIAL_COMPRESSION for n in samples.shape[3:])
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
-        with measured(host.device) as log, keeping(*samples.split(1)):
+        with reported(host) as log, keeping(*samples.split(1)):
             images = empty_frames(samples.shape[0] * frames, height, width)
 
             def decode(chosen: Tiles | None) -> Tensor:
-                log.tiles = describe_tiles(chosen)
                 for row, out in zip(samples.split(1), images.split(frames), strict=True):
                     decode_into(out, vae, row, chosen, host)
                 return images
 
             choice = tiles, tile_size, tile_frames, shared_norms
-            run_in_tiles(vae, choice, (frames, height, width), "decoding", host, decode)
-        assert log.report is not None
-        host.say(log.report.describe())
+            run_in_tiles(vae, choice, (frames, height, width), "decoding", host, log, decode)
         return io.NodeOutput(images)
 
 

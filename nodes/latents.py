@@ -13,7 +13,7 @@ from ..hyvideo_lib.errors import InvalidSetting, NonFiniteOutput
 from ..hyvideo_lib.geometry import check_frames, check_size, latent_shape
 from . import comfy_host
 from .decode import TILE_MODES, check_tiles, run_in_tiles, tile_inputs
-from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors
+from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors, reported
 from .sockets import HYV_VAE, VAEHandle, short_dtype
 
 if TYPE_CHECKING:
@@ -219,16 +219,18 @@ class EncodeVideo(io.ComfyNode):
         check_frames(count)
         check_size(width, height)
         host = comfy_host.ComfyHost(cls.hidden.unique_id, vae.managed.load_device)
-        pixels = (frames[..., :3] * 2 - 1).permute(3, 0, 1, 2)[None]  # [1, 3, F, H, W] in -1..1
 
         def encode(chosen: Tiles | None) -> Tensor:
             host.stage("encoding video", 0)
-            posterior = vae.vae.encode(pixels.to(host.device), chosen, host)
+            pixels = (frames[..., :3] * 2 - 1).permute(3, 0, 1, 2)[None]  # [1, 3, F, H, W] in -1..1
+            posterior = vae.vae.encode(pixels, chosen, host)
             generator = torch.Generator().manual_seed(seed)
             return posterior.sample(generator) if sampled else posterior.mean
 
         choice = tiles, tile_size, tile_frames, False
-        latents = run_in_tiles(vae, choice, (count, height, width), "encoding", host, encode, is_encoding=True)
+        size = count, height, width
+        with reported(host) as log:
+            latents = run_in_tiles(vae, choice, size, "encoding", host, log, encode, is_encoding=True)
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteOutput(
                 f"Encoding in {short_dtype(latents.dtype)} gave NaN or infinity. Set the VAE's dtype to float32. If it "

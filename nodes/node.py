@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from comfy_api.latest import io
 
 from ..hyvideo_lib.errors import HyvError, InvalidSetting, OutOfMemory
 from . import comfy_host
+
+if TYPE_CHECKING:
+    from ..hyvideo_lib.pipeline import StageLog
 
 CATEGORY = "HunyuanVideo"
 NOT_LINKED: Any = object()
@@ -69,3 +73,14 @@ def names_its_errors(execute: Callable[..., Result]) -> Callable[..., Result]:
             raise type(error)(f"{error} [{error.code}]") from error
 
     return wrapped
+
+
+@contextmanager
+def reported(host: comfy_host.ComfyHost, result: Callable[[], str] | None = None) -> Iterator[StageLog]:
+    """Measure what a node does. When it ended well the node shows the report, behind what it says of its result."""
+    from ..hyvideo_lib.pipeline import measured
+
+    with measured(host.device) as log:
+        yield log
+    assert log.report is not None
+    host.say(", ".join([*([result()] if result else []), log.report.describe()]))

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..hyvideo_lib.errors import FileMissing, InvalidSetting, UnsupportedFile
 from ..hyvideo_lib.text import TEMPLATES, PromptTemplate
 from . import comfy_host
-from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors
+from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors, reported
 from .sockets import HYV_EMBEDS, HYV_TEMPLATE, HYV_TEXT, Embeds, TextHandle
 
 if TYPE_CHECKING:
@@ -132,9 +132,14 @@ class EncodePrompt(io.ComfyNode):
         words = custom_template if template == CUSTOM else TEMPLATES[template]
         assert words is not None
         host = comfy_host.ComfyHost(cls.hidden.unique_id, text_encoders.managed[0].load_device)
-        positive = encode_cached(text_encoders, prompt, words, host)
-        negative = encode_cached(text_encoders, negative_prompt, words, host)
-        host.say(describe_prompt(positive))
+        offloaders = [managed.offloader for managed in text_encoders.managed]
+        before = [offloader.traffic for offloader in offloaders]
+        with reported(host, lambda: describe_prompt(positive)) as log:
+            positive = encode_cached(text_encoders, prompt, words, host)
+            negative = encode_cached(text_encoders, negative_prompt, words, host)
+            moved = (offloader.traffic - since for offloader, since in zip(offloaders, before, strict=True))
+            log.traffic = sum(moved, log.traffic)
+            log.swapped_blocks = sum(offloader.num_swapped for offloader in offloaders)
         return io.NodeOutput(Embeds(positive, negative, template))
 
 

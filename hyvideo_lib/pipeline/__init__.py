@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .loras import LoraChoice, check_loras, load_loras
     from .notices import Notice
     from .precision import COMPUTE_DTYPES, DTYPES, Precision
-    from .report import RunReport, StageReport, describe_tiles, measured
+    from .report import RunReport, StageLog, StageReport, describe_tiles, joined, measured
     from .request import NEGATIVE_PROMPT, GenerateRequest, check_prompt
     from .run import Result, generate
     from .sampler import SampleRun, offload_transformer
@@ -39,7 +39,7 @@ else:
             "loras": "LoraChoice check_loras load_loras",
             "notices": "Notice",
             "precision": "COMPUTE_DTYPES DTYPES Precision",
-            "report": "RunReport StageReport describe_tiles measured",
+            "report": "RunReport StageLog StageReport describe_tiles joined measured",
             "request": "NEGATIVE_PROMPT GenerateRequest check_prompt",
             "run": "Result generate",
             "sampler": "SampleRun offload_transformer",
@@ -71,6 +71,7 @@ __all__ = [
     "SampleRun",
     "SampleStage",
     "SettledRuns",
+    "StageLog",
     "StageReport",
     "TextStage",
     "Texts",
@@ -87,6 +88,7 @@ __all__ = [
     "check_tokenizers",
     "describe_tiles",
     "generate",
+    "joined",
     "load_embeds",
     "load_latents",
     "load_loras",

@@ -75,6 +75,12 @@ class Clock:
         self._inner = 0.0  # seconds of the stages inside the one that runs
         self.stages: dict[str, StageReport] = {}
         self.notices: list[Notice] = []
+        self._rungs: dict[str, tuple[str, ...]] = {}
+
+    def step_down(self, name: str, notice: Notice, rung: str) -> None:
+        """A stage is run again with less: the notice is told, the rung is for the stage's report."""
+        self.notices.append(notice)
+        self._rungs[name] = (*self._rungs.get(name, ()), rung)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -104,6 +110,7 @@ class Clock:
         finally:
             if log and log.report:
                 spent = log.report.seconds
-                own = replace(log.report, seconds=round(spent - self._inner, 3))
+                rungs = self._rungs.pop(name, ()) + log.report.rungs
+                own = replace(log.report, seconds=round(spent - self._inner, 3), rungs=rungs)
                 self._inner = outer + spent
                 self.stages = joined((self.stages, {name: own}))

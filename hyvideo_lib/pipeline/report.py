@@ -24,8 +24,8 @@ class StageReport:
     device_peak_bytes: the most that PyTorch's allocator had given out on the device during the stage, weights included;
     None on the CPU. ram_peak_bytes: the most RAM that the process had held up to the stage's end. moved_bytes,
     stalled_seconds: see Traffic. attention: the backend. skipped_steps: steps that a cache answered. swapped_blocks: at
-    the end. tiles: how the VAE cut, in words. rungs: steps down that were taken when memory ran out. uncompiled: why
-    the blocks ran as they are though they were to be compiled.
+    the end. tiles: how the VAE cut, in words; asked_tiles: how it was asked to. rungs: steps down that were taken when
+    memory ran out. uncompiled: why the blocks ran as they are though they were to be compiled.
     """
 
     seconds: float
@@ -39,6 +39,7 @@ class StageReport:
     tiles: str | None = None
     rungs: tuple[str, ...] = ()
     uncompiled: str | None = None
+    asked_tiles: str | None = None
 
     def then(self, later: StageReport) -> StageReport:
         """Both as one: the stage was run twice."""
@@ -67,6 +68,7 @@ class StageReport:
             self.skipped_steps and f"{self.skipped_steps} steps skipped",
             self.tiles and f"tiles {self.tiles}",
             self.uncompiled and f"not compiled ({self.uncompiled})",
+            self.asked_tiles and self.asked_tiles != self.tiles and f"asked for {self.asked_tiles}",
             self.rungs and "memory ran out, so: " + "; ".join(self.rungs),
         ]
         return ", ".join(fact for fact in facts if fact)
@@ -103,6 +105,7 @@ class StageLog:
     tiles: str | None = None
     rungs: tuple[str, ...] = ()
     uncompiled: str | None = None
+    asked_tiles: str | None = None
     report: StageReport | None = None
     """What became of it, once the stage is over."""
 
@@ -128,6 +131,7 @@ def measured(device: torch.device) -> Iterator[StageLog]:
             log.tiles,
             log.rungs,
             log.uncompiled,
+            log.asked_tiles,
         )
 
 
@@ -140,10 +144,10 @@ def joined(parts: Iterable[Mapping[str, StageReport]]) -> dict[str, StageReport]
     return stages
 
 
-def describe_tiles(tiles: Tiles | None) -> str:
-    """ "256 x 256 x 64, overlap 0.25", or "none"."""
-    if tiles is None:
-        return "none"
+def describe_tiles(tiles: Tiles | str | None) -> str:
+    """ "256 x 256 x 64, overlap 0.25", or "none", or the word that tiles were asked for with."""
+    if tiles is None or isinstance(tiles, str):
+        return tiles or "none"
     shared = ", norms shared" if tiles.shared_norms else ""
     return f"{tiles.size} x {tiles.size} x {tiles.frames}, overlap {tiles.overlap:g}{shared}"
 

@@ -270,8 +270,10 @@ class PixelStage:
         when memory runs out. Raises as `stream`, and what make raises.
         """
 
+        asked = describe_tiles(tiles)
+
         def attempt(tiles: Tiles | None) -> Result:
-            with closing(self.stream(latents, tiles, clock)) as parts:  # an error that is kept would keep them open
+            with closing(self.stream(latents, tiles, clock, asked)) as parts:  # or a kept error would keep them open
                 return make(parts, tiles)
 
         return self._in_tiles("decode", tiles, _video_size(latents), clock, attempt)
@@ -287,9 +289,9 @@ class PixelStage:
         device = self._host.device
         work = VAEWork.of(self._vae, *video, device, is_encoding=stage == "encode_video")
 
-        def tell(message: str) -> None:
+        def tell(message: str, rung: str) -> None:
             logger.warning("%s", message)
-            clock.notices.append(Notice("smaller_tiles", message))
+            clock.step_down(stage, Notice("smaller_tiles", message), rung)
 
         return work.run(
             attempt,
@@ -301,18 +303,21 @@ class PixelStage:
             lambda: free_bytes(device),
         )
 
-    def stream(self, latents: Tensor, tiles: Tiles | None, clock: Clock) -> Generator[Tensor, None, None]:
+    def stream(
+        self, latents: Tensor, tiles: Tiles | None, clock: Clock, asked: str | None = None
+    ) -> Generator[Tensor, None, None]:
         """The bytes of `decode` in parts [n, H, W, 3], each as soon as its frames are final.
 
-        Only the time spent in here counts as decoding. A video that shows nothing is told after its last frame.
-        Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
+        asked: the tiles that were asked for, in words. Only the time spent in here counts as decoding. A video that
+        shows nothing is told after its last frame. Raises NonFiniteOutput, OutOfMemory, and what the host raises when
+        the user cancels.
         """
         check_finite(latents, "latents", "The latents to decode")
         watch, is_first = FlatWatch(), True
         with closing(self._vae.decode_spans(latents.to(self._host.device), tiles, self._host)) as spans:
             while True:
                 with clock.stage("decode", is_told=is_first) as log:
-                    log.tiles = describe_tiles(tiles)
+                    log.tiles, log.asked_tiles = describe_tiles(tiles), asked
                     part = _next_frames(spans)
                 if part is None:
                     break
@@ -328,11 +333,12 @@ class PixelStage:
         Raises NonFiniteOutput, OutOfMemory, and what the host raises when the user cancels.
         """
 
+        asked = describe_tiles(tiles)
+
         def attempt(tiles: Tiles | None) -> Tensor:
             with clock.stage("encode_video") as log:
-                log.tiles = describe_tiles(tiles)
-                pixels = pixels_from_frames(frames)[None]
-                return self._vae.encode(pixels.to(self._host.device), tiles, self._host).mean.float().cpu()
+                log.tiles, log.asked_tiles = describe_tiles(tiles), asked
+                return self._vae.encode(pixels_from_frames(frames)[None], tiles, self._host).mean.float().cpu()
 
         count, height, width = frames.shape[:3]
         latents = self._in_tiles("encode_video", tiles, (count, height, width), clock, attempt)

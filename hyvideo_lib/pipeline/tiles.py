@@ -217,15 +217,15 @@ class VAEWork:
         tiles: Tiles | None,
         doing: str,
         advice: str,
-        tell: Callable[[str], None],
+        tell: Callable[[str, str], None],
         clean: Callable[[], None],
         free: Callable[[], int | None],
     ) -> Result:
         """attempt(tiles), or when memory runs out in it attempt(smaller ones), until the smallest there are.
 
         What RAM cannot hold is not tried where the VAE works there. doing, advice: words for the messages. tell: hears
-        of every step down. clean: gives back what a failed attempt had. Raises OutOfMemory with numbers, and whatever
-        else attempt raises.
+        of every step down, in a sentence and in a few words. clean: gives back what a failed attempt had. Raises
+        OutOfMemory with numbers, and whatever else attempt raises.
         """
         while True:
             try:
@@ -247,6 +247,7 @@ class VAEWork:
                 )
             tell(
                 f"Memory ran out while {doing} in {describe_size(tiles)}; it starts again in {describe_size(following)}"
-                f" with an overlap of {following.overlap:g}, which may show more seams."
+                f" with an overlap of {following.overlap:g}, which may show more seams.",
+                f"{describe_size(following)} after {describe_size(tiles)}",
             )
             tiles = following

@@ -185,6 +185,7 @@ def test_smaller_tiles_follow_when_memory_runs_out(decode, latents, vae, pack, o
     message = "Memory ran out while decoding in one piece; it starts again in tiles of 32 pixels and 16 frames"
     assert any(text.startswith(message) for text in texts())
     assert message in caplog.text
+    assert texts()[-1].endswith("asked for none, memory ran out, so: tiles of 32 pixels and 16 frames after one piece")
     assert list(folder("temp").iterdir()) == []
 
 

@@ -139,3 +139,9 @@ def test_impossible_tiles_are_refused_before_the_run_where_they_count(pack):
     assert "multiples of 32" in validate(node, tiles="custom", tile_size=40)
     assert validate(node, tiles="reference", tile_size=40) is True
     assert "tile_size is 16" in validate(node, tiles="reference", tile_size=16)
+
+
+def test_the_node_shows_a_report_of_the_encoding(pack, vae, texts):
+    run(pack.nodes.latents.EncodeVideo, vae=vae, frames=clip(1, 64, 64), tiles="custom", tile_size=32, tile_frames=16)
+    assert "RAM peak" in texts()[-1]
+    assert texts()[-1].endswith(", tiles 32 x 32 x 16, overlap 0.25")

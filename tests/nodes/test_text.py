@@ -96,7 +96,9 @@ def test_templates_that_there_are_not_are_refused(text):
 
 def test_the_node_says_how_long_the_prompt_is_and_what_was_cut(text, text_encoders, texts, caplog):
     run(text.EncodePrompt, text_encoders=text_encoders, prompt="a red circle")
-    assert texts()[-1].endswith(" tokens")
+    tokens, seconds, *rest = texts()[-1].split(", ")
+    assert (tokens.endswith(" tokens"), seconds.endswith(" s")) == (True, True)
+    assert any(fact.startswith("RAM peak ") for fact in rest)
     run(text.EncodePrompt, text_encoders=text_encoders, prompt="a red circle " * 200)
     assert "too long: the last " in texts()[-1]
 

@@ -195,6 +195,7 @@ def run(stage, wanted, monkeypatch):
         clock = Clock(HeadlessHost())
         given = LATENTS if verb == "decode" else FRAMES
         result = getattr(stage, verb)(given, None, clock)
+        (run.report,) = clock.stages.values()
         return result, clock.notices
 
     return run
@@ -222,6 +223,19 @@ def test_an_encode_does_as_well(call, run, stage, wanted):
     assert torch.equal(result, wanted["encode"][1])
     assert "while encoding video in one piece" in notices[0].message
     assert stage.failures.alive == 0
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_the_report_tells_every_step_down_and_what_was_asked_for(verb, run):
+    run(verb, {0: 3, 1: 20})
+    assert (run.report.tiles, run.report.asked_tiles) == ("32 x 32 x 16, overlap 0.25", "none")
+    assert run.report.rungs == (
+        "tiles of 64 pixels and 16 frames after one piece",
+        "tiles of 32 pixels and 16 frames after tiles of 64 pixels and 16 frames",
+    )
+    assert "asked for none, memory ran out, so: tiles of 64" in run.report.describe()
+    run(verb, {})
+    assert (run.report.asked_tiles, run.report.rungs) == ("none", ())
 
 
 @pytest.mark.parametrize("call", [1, 20, 50, 51, 80, 120])
