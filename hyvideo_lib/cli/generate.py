@@ -39,7 +39,8 @@ def add_arguments(parser: Parser) -> None:
     parser.description = (
         f"{SUMMARY} Settings and seed are stored in the mp4: `hyvideo inspect FILE.mp4` prints them. Everything is "
         "checked before anything is loaded. Several prompts are made one after the other, and one that fails does not "
-        "stop the rest."
+        "stop the rest. The seconds that are told for a video add up over all of them: what several share, such as "
+        "loading, is counted with the first."
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what the video should show; several make several")
     parser.add_argument(

@@ -39,6 +39,7 @@ from ..pipeline import (
     TextStage,
     check_measuring,
     check_prompt,
+    joined,
     save_latents,
     tiles_settings,
 )
@@ -60,7 +61,8 @@ class Task:
     """One video on its way. `settings` are those that go into its file.
 
     keep: where latents are wanted for good. kept: where they are; for now only, if just until the video is written.
-    texts, latents: what the stages made so far. stages: the report on each.
+    texts, latents: what the stages made so far. stages: the report on each. A stage that served several videos, such as
+    loading, stands with the first of them alone, so that the seconds of all videos add up.
     """
 
     request: GenerateRequest
@@ -107,8 +109,8 @@ class Task:
             about["line"] = self.line
         about["latents"] = str(self.kept) if self.kept else None
         if self.is_done:
-            about = {"file": str(self.output), **about, "seconds": self.seconds, "settings": self.settings}
-            about["report"] = RunReport(self.stages).to_dict()
+            about = {"file": str(self.output), **about, "settings": self.settings}
+        about |= {"seconds": self.seconds, "report": RunReport(self.stages).to_dict()}
         if self.error:
             about["error"] = describe(self.error)
         return {**about, "warnings": self.warnings}
@@ -214,18 +216,16 @@ class Renderer:
         with closing(TextStage(self.files, self.precision, self.host, shared)) as encode:
             for videos in requests:
                 self._encode(videos, encode, shared)
-        for task in tasks:
-            task.stages = dict(shared.stages)
         for videos in requests:
             self._sample(videos, start)
             self._decode(videos)
 
-    def _encode(self, videos: Sequence[Task], encode: TextStage, clock: Clock) -> None:
+    def _encode(self, videos: Sequence[Task], encode: TextStage, loading: Clock) -> None:
         """Encode the one prompt of these videos."""
         opened = [task for task in videos if task.is_open]
         if not opened:
             return
-        with self._attempt(opened[0]):
+        with self._attempt(opened[0], loading) as clock:
             opened[0].texts = encode(opened[0].request, clock)
         for task in opened:
             task.texts, task.error = opened[0].texts, opened[0].error
@@ -291,10 +291,11 @@ class Renderer:
 
         def write(parts: Iterator[Tensor], tiles: Tiles | None) -> dict[str, Any]:
             def settings() -> dict[str, Any]:
-                stages = {**task.stages, **clock.stages}
+                stages = joined((task.stages, clock.stages))
                 stages.pop("write", None)  # that one cannot stand in what is written
                 report = RunReport(stages)
-                decoded = {"tiles": tiles_settings(tiles), "preview": pixels.is_preview}
+                decoded = {"tiles": tiles_settings(tiles), "asked_tiles": tiles_settings(request.tiles)}
+                decoded["preview"] = pixels.is_preview
                 return {**task.settings, **decoded, "seconds": report.seconds, "report": report.to_dict()}
 
             size = request.width, request.height
@@ -334,11 +335,11 @@ class Renderer:
     def _attempt(self, task: Task, loading: Clock | None = None) -> Iterator[Clock]:
         """A part of a task under a clock of its own: what fails in it is the task's error, and ends there unless FATAL.
 
-        loading: a clock whose stages are this task's as well.
+        loading: a clock whose stages several tasks need; they are charged to the first one, and taken off the clock.
         """
         clock = Clock(self.host)
         if loading:
-            task.stages.update(loading.stages)
+            task.stages, loading.stages = joined((task.stages, loading.stages)), {}
         try:
             with telling_stops():
                 yield clock
@@ -349,7 +350,7 @@ class Renderer:
         except Exception as error:
             task.error = self._with_latents(unexpected(error), task)
         finally:
-            task.stages.update(clock.stages)
+            task.stages = joined((task.stages, clock.stages))
             task.notices += clock.notices
 
     def _keep(self, task: Task) -> None:

@@ -42,7 +42,8 @@ def test_a_prompt_becomes_a_file_that_tells_how_it_was_made(generate):
     assert {name: stage["seconds"] for name, stage in stages.items()} == video["seconds"]
     assert {**settings["report"]["stages"], "write": stages["write"]} == stages
     assert (stages["sample"]["attention"], stages["sample"]["swapped_blocks"]) == ("sdpa", 0)
-    assert stages["decode"]["tiles"] == "256 x 256 x 64, overlap 0.25"
+    assert stages["decode"]["tiles"] == stages["decode"]["asked_tiles"] == "256 x 256 x 64, overlap 0.25"
+    assert settings["tiles"] == settings["asked_tiles"]
     assert read_frames(Path(video["file"]), 32, 32, 5, 24).shape == (5, 32, 32, 3)
     assert [path.name for path in Path("new/folder").iterdir()] == ["a.mp4"]
 
@@ -353,6 +354,20 @@ def test_inputs_that_do_not_fit_are_refused(generate):
     assert generate(PROMPT, "--input-video", "nowhere.mp4").error == "file_missing"
     assert generate(PROMPT, "--input-video", "in.safetensors").error == "file_unreadable"
     assert generate(PROMPT, "--input-video", "in.mp4", "--strength", 0).error == "invalid_setting"
+
+
+def test_seconds_add_up_over_all_videos_though_they_share_stages(generate):
+    generate(PROMPT, "--out", "in.mp4")
+    answer = generate(PROMPT, "a blue square", "--videos", 2, "--input-video", "in.mp4", "--out", "a.mp4")
+    videos = answer.report["videos"]
+    assert sum(sum(video["seconds"].values()) for video in videos) <= answer.report["seconds"]
+    own, of_prompt = {"sample", "decode", "write"}, {"encode_text", "load_transformer", "load_vae"}
+    assert [set(video["seconds"]) - own - of_prompt for video in videos] == [
+        {"load_text", "encode_video"},
+        *[set()] * 3,
+    ]
+    assert [of_prompt <= set(video["seconds"]) for video in videos] == [True, False, True, False]
+    assert all(own <= set(video["seconds"]) for video in videos)
 
 
 def test_a_video_that_cannot_be_written_leaves_nothing_half_read(generate, monkeypatch):
