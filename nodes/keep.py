@@ -23,11 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def keeping(*videos: Tensor) -> Iterator[Callable[[Tensor], None]]:
+def keeping(*videos: Tensor, is_only_copy: bool = False) -> Iterator[Callable[[Tensor], None]]:
     """Keep latents [1, C, T, H, W] until the block is over, a file for each; what it yields takes one more.
 
     If the block fails they are moved to the output folder, and the error says so and what to do with them. If it is
     cancelled they stay in the temporary one: then nothing is wrong, and ComfyUI may still have them itself.
+    is_only_copy: it has not, as they are of a node that is not done; then they are moved all the same.
     """
     paths: list[Path] = []
 
@@ -42,7 +43,10 @@ def keeping(*videos: Tensor) -> Iterator[Callable[[Tensor], None]]:
     try:
         yield keep
     except comfy_host.interruption_type():
-        logger.info("cancelled; until ComfyUI stops its latents are in %s", _listed(paths))
+        if is_only_copy and paths:
+            logger.warning("cancelled. %s", _rescue(paths))
+        else:
+            logger.info("cancelled; until ComfyUI stops its latents are in %s", _listed(paths))
         raise
     except BadInput:
         _forget(paths)

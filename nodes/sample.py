@@ -26,6 +26,7 @@ from ..hyvideo_lib.sampling.denoise import check_levels
 from ..hyvideo_lib.vae import VAEConfig
 from . import comfy_host
 from .decode import check_samples
+from .keep import keeping
 from .node import CATEGORY, check_inputs, names_its_errors
 from .sockets import HYV_CACHE, HYV_EMBEDS, HYV_GUIDANCE, HYV_MODEL, HYV_ROPE, Embeds, TransformerHandle
 
@@ -135,7 +136,7 @@ class Sampler(io.ComfyNode):
         caches = [run.start_cache(given.shape[2:]) for _ in given]
         seeds = consecutive_seeds(seed, len(given))
         before = model.offloader.traffic
-        with measured(host.device) as log:
+        with measured(host.device) as log, keeping(is_only_copy=True) as keep:
             comfy_host.load(model.managed, working_bytes=working, most=most)
             run = run.attending(given.shape[2:])
             ladder = Ladder(run)
@@ -144,9 +145,12 @@ class Sampler(io.ComfyNode):
                 positive, negative = texts_of(embeds, i)
                 ladder.run = replace(ladder.run, positive=positive, negative=negative)
                 videos.append(ladder.run.make(given[i : i + 1], seed, masks and masks[i], caches[i], ladder))
+                if i + 1 < len(seeds):  # after the last one nothing can fail any more
+                    keep(videos[-1])
             model.settled.learn(asked, ladder.run, given.shape[2:], room)
             log.traffic, log.attention = model.offloader.traffic - before, run.attention.name
             log.swapped_blocks, log.rungs = model.offloader.num_swapped, tuple(run.rungs)
+            log.uncompiled = ladder.run.uncompiled
         assert log.report is not None
         skipped = [f", {describe_skipped(reports)}"] if (reports := [cache.report for cache in caches if cache]) else []
         host.say("".join([log.report.describe(), *skipped]))

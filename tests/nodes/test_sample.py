@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from graph import run, validate
+from safetensors.torch import load_file
 
 SCALING = 0.476986
 
@@ -272,6 +273,33 @@ def test_every_video_of_a_batch_may_have_its_own_prompt(sample, plain, embeds, e
     assert torch.equal(both[:1], plain)
     with pytest.raises(errors.InvalidSetting, match=r"2 prompts were encoded, but there are 3 videos to make\."):
         sample(embeds=two, latents={"samples": torch.zeros(3, 16, 2, 4, 4)})
+
+
+def test_what_a_batch_has_made_is_kept_when_a_later_video_fails(sample, plain, embeds, errors, folder):
+    broken = replace(embeds, positive=embeds.positive.repeat(3))
+    broken.positive.pooled_embeds[2] = float("inf")
+    with pytest.raises(errors.NonFiniteOutput, match=r"The latents are kept in \S+output.*, \S+output.*\.latent\."):
+        sample(embeds=broken, latents={"samples": torch.zeros(3, 16, 2, 4, 4)})
+    kept = [load_file(path)["latent_tensor"] for path in folder("output").iterdir()]
+    assert len(kept) == 2
+    assert any(torch.equal(latents, plain) for latents in kept)
+    assert list(folder("temp").iterdir()) == []
+
+
+def test_what_a_batch_has_made_is_kept_when_it_is_cancelled(sample, plain, bars, mm, folder):
+    """ComfyUI has nothing of a node that was not done."""
+    shown = itertools.count(1)
+    bars.on_update = lambda value, total: mm.interrupt_current_processing() if next(shown) == 5 else None
+    with pytest.raises(mm.InterruptProcessingException):
+        sample(latents={"samples": torch.zeros(2, 16, 2, 4, 4)})
+    (kept,) = folder("output").iterdir()
+    assert torch.equal(load_file(kept)["latent_tensor"], plain)
+    assert list(folder("temp").iterdir()) == []
+
+
+def test_a_batch_that_ends_well_leaves_no_files(sample, folder):
+    sample(latents={"samples": torch.zeros(2, 16, 2, 4, 4)})
+    assert [*folder("temp").iterdir(), *folder("output").iterdir()] == []
 
 
 def test_a_video_that_would_be_black_stops_at_its_step(sample, embeds, errors, pack):
