@@ -105,6 +105,7 @@ class Plan(io.ComfyNode):
         tile_frames: int = 64,
         lora: str = NO_LORA,
         attention: str = AUTO,
+        encode_video: bool = False,
     ) -> bool | str:
         names = {
             "transformer": transformer,
@@ -116,6 +117,7 @@ class Plan(io.ComfyNode):
             "tiles": tiles,
             "lora": lora,
             "attention": attention,
+            "encode_video": encode_video,
         }
         numbers = {
             "width": width,
@@ -166,10 +168,12 @@ class Plan(io.ComfyNode):
         block_swap: BlockSwap | None = None,
         cache: CacheConfig | None = None,
         attention: str = AUTO,
+        encode_video: bool = False,
     ) -> io.NodeOutput:
         from ..hyvideo_lib.memory import BlockSwap
         from ..hyvideo_lib.pipeline import GenerateRequest, LoraChoice, Precision
-        from ..hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
+        from ..hyvideo_lib.pipeline.files import PlannedFiles
+        from ..hyvideo_lib.pipeline.plan import NOISE, VIDEO, plan_run
         from ..hyvideo_lib.pipeline.plan_terms import NODES as TERMS
         from ..hyvideo_lib.pipeline.plan_text import describe_plan
         from ..hyvideo_lib.sampling import GuidanceConfig
@@ -193,8 +197,8 @@ class Plan(io.ComfyNode):
         request.check()
         precision = Precision(storage=STORAGE[storage], matmul=matmul, attention=attention)
         place = machine(device, gpu_memory, card, ram, link)
-        swap = block_swap or BlockSwap()
-        plan = plan_run(request, PlannedFiles(**files), precision, place, device, swap, terms=TERMS)
+        swap, start = block_swap or BlockSwap(), VIDEO if encode_video else NOISE
+        plan = plan_run(request, PlannedFiles(**files), precision, place, device, swap, start, TERMS)
         report = describe_plan(plan, TERMS)
         comfy_host.show_text(cls.hidden.unique_id, report)
         return io.NodeOutput(report, ui={"text": (report,)})
@@ -242,7 +246,8 @@ def _later_inputs() -> list[Any]:
             max=4096.0,
             step=1.0,
             optional=True,
-            tooltip="GiB of RAM that are free for the run. 0 leaves RAM out of account.",
+            tooltip="GiB of RAM that are free for the run. 0 is what this machine has free; where a card is described, "
+            "it leaves RAM out of account.",
         ),
         io.Float.Input(
             "link",
@@ -280,6 +285,12 @@ def _later_inputs() -> list[Any]:
             optional=True,
             tooltip="Which attention kernel, as on Load Transformer: those in 8 bits hold more.",
         ),
+        io.Boolean.Input(
+            "encode_video",
+            default=False,
+            optional=True,
+            tooltip="For video to video: count Encode Video too, in the tiles that are set here.",
+        ),
     ]
 
 
@@ -304,16 +315,18 @@ def tiles_of(mode: str, size: int, frames: int) -> TilesChoice:
 def machine(device: torch.device, gpu_memory: float, card: str, ram: float, link: float) -> Machine:
     """The machine to plan for: a card of so many GiB, or the one that is named, or this one.
 
-    ram: GiB, 0 for an unknown number. link: GB a second.
+    ram: GiB, 0 for what this machine has free, or an unknown number beside a described card. link: GB a second.
     """
     from ..hyvideo_lib.memory.plan import CONTEXT_BYTES
+    from ..hyvideo_lib.memory.ram import free_ram_bytes
 
     known = CARDS.get(card)
     total = int(gpu_memory * 2**30) or (known.memory if known else 0)
     free = max(0, total - CONTEXT_BYTES) if total else comfy_host.room_bytes(device)
     speed = known.speed if known else None
+    ram_free = int(ram * 2**30) or (None if total else free_ram_bytes())
     total = total or device_bytes(device) or 0
-    return Machine(free, int(ram * 2**30) or None, link * 1e9, speed, card if known else "", total or None)
+    return Machine(free, ram_free, link * 1e9, speed, card if known else "", total or None)
 
 
 NODES = (Plan,)

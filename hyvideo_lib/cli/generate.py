@@ -24,7 +24,7 @@ from .options import (
 from .outputs import check_suffix, default_output, numbered
 from .prompts import PromptLine, read_prompts
 from .report import Console
-from .start import FPS, FRAMES, HEIGHT, WIDTH, Start, find_start, from_latents
+from .start import FPS, FRAMES, HEIGHT, WIDTH, Start, check_start, find_start, from_latents
 
 if TYPE_CHECKING:
     from ..pipeline import Files, GenerateRequest
@@ -150,7 +150,7 @@ def run(options: Namespace, console: Console) -> int:
 
 
 def _generate(options: Namespace, console: Console) -> int:
-    from ..pipeline import check_cache, check_files, check_latents, check_loras, check_tokenizers
+    from ..pipeline import check_cache, check_files, check_loras, check_tokenizers
     from .render import Renderer
 
     prompts = _prompts(options)
@@ -161,13 +161,7 @@ def _generate(options: Namespace, console: Console) -> int:
     precision, device, files = precision_options(options), choose_device(options.device), _files(options)
     reports = check_files(files)
     check_tokenizers(files, request.template)
-    if start.latents is not None:
-        check_latents(start.latents, request, (reports["vae"].config or {})["latent_channels"])
-    if start.video is not None and reports["vae"].variant == "taehv":
-        raise InvalidSetting(
-            f"--input-video needs a VAE that encodes, and {files.vae.name} only decodes previews. Give HunyuanVideo's "
-            "own as --vae, or begin with latents (--input-latents)."
-        )
+    check_start(start, request, reports)
     loras = check_loras(request.loras, reports["transformer"])
     check_cache(request.cache, reports["transformer"], request.width * request.height)
     precision.check_device(device, reports["transformer"], request.tokens)

@@ -11,7 +11,7 @@ from .arguments import CARDS, Parser
 from .conflicts import check_conflicts
 from .options import choose_device, precision_options, swap_options
 from .report import Console
-from .start import find_start
+from .start import check_start, find_start
 
 if TYPE_CHECKING:
     from ..memory.machine import Machine
@@ -46,17 +46,24 @@ def run(options: Namespace, console: Console) -> int:
     import torch
 
     from ..errors import OutOfMemory
-    from ..pipeline.plan import PlannedFiles, plan_run
+    from ..pipeline import check_files
+    from ..pipeline.files import PlannedFiles
+    from ..pipeline.plan import plan_run
     from ..pipeline.plan_text import describe_plan
 
     check_conflicts(options)
-    request = replace(generate.request_from(options, find_start(options)), prompt="-")
+    start = find_start(options)
+    request = replace(generate.request_from(options, start), prompt="-")
     request.check()
     is_described = options.gpu_memory is not None or options.card is not None
     device = "cuda" if is_described else choose_device(options.device)
     machine = _machine(options, device, is_described)
     files = PlannedFiles(options.transformer, options.vae, options.llm, options.clip)
-    plan = plan_run(request, files, precision_options(options), machine, torch.device(device), swap_options(options))
+    precision, swap, reports = precision_options(options), swap_options(options), check_files(files)
+    check_start(start, request, reports)
+    if "transformer" in reports and not is_described:
+        precision.check_device(device, reports["transformer"])
+    plan = plan_run(request, files, precision, machine, torch.device(device), swap, start.kind)
     console.say(describe_plan(plan))
     console.result(plan.to_dict())
     return 0 if plan.fits else OutOfMemory.exit_code

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, InvalidFrames
+from ..errors import BadInput, InvalidFrames, InvalidSetting
 from ..geometry import (
     PIXELS_PER_TOKEN,
     SPATIAL_COMPRESSION,
@@ -21,6 +21,9 @@ from ..geometry import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..checkpoint import FileReport
+    from ..pipeline import GenerateRequest
 
 WIDTH, HEIGHT, FRAMES, FPS = 848, 480, 73, 24.0
 MAX_INPUT_FRAMES = 129
@@ -42,6 +45,13 @@ class Start:
     def is_given(self) -> bool:
         return self.latents is not None or self.video is not None
 
+    @property
+    def kind(self) -> str:
+        """As a plan calls it."""
+        from ..pipeline.plan import LATENTS, NOISE, VIDEO
+
+        return LATENTS if self.latents is not None else VIDEO if self.video is not None else NOISE
+
 
 def find_start(options: Namespace) -> Start:
     """What --input-video, --input-latents and the size options say.
@@ -57,6 +67,24 @@ def find_start(options: Namespace) -> Start:
     if options.input_video:
         return _from_video(options, options.input_video)
     return Start(*_given(options, WIDTH, HEIGHT, FRAMES, FPS))
+
+
+def check_start(start: Start, request: GenerateRequest, reports: Mapping[str, FileReport]) -> None:
+    """Hold what a run begins with to its request and files; reports: on those that are given, by role.
+
+    Raises InvalidSize, InvalidFrames, InvalidSetting.
+    """
+    from ..pipeline import check_latents
+
+    vae = reports.get("vae")
+    if start.latents is not None:
+        channels = (vae.config or {})["latent_channels"] if vae else start.latents.shape[1]
+        check_latents(start.latents, request, channels)
+    if start.video is not None and vae and vae.variant == "taehv":
+        raise InvalidSetting(
+            f"--input-video needs a VAE that encodes, and {Path(vae.path).name} only decodes previews. Give "
+            "HunyuanVideo's own as --vae, or begin with latents (--input-latents)."
+        )
 
 
 def from_latents(options: Namespace, latents: Tensor, settings: Mapping[str, Any]) -> Start:

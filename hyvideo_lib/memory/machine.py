@@ -14,7 +14,7 @@ DEFAULT_LINK = 25e9
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 LEAST_AMOUNT = 2**20
 """Less is a unit that was forgotten."""
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?i?)b?(?:/s|ps)?\s*", re.I | re.A)
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?i?)(b?)(/s|ps)?\s*", re.I | re.A)
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,24 @@ class Machine:
     name: str = ""
     gpu_total: int | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the memory that it computes in is."""
+        return self.gpu_free is not None or self.ram_free is not None
+
 
 def parse_amount(text: str, name: str, example: str = "12GiB") -> float:
-    """Bytes, or bytes a second, of "12GiB", "32 GB", "25GB/s" or a bare number. Raises InvalidSetting.
+    """Bytes of "12GiB", "32 GB" or a bare number. Raises InvalidSetting.
 
-    example: an amount of this kind, for the messages.
+    example: an amount of this kind, for the messages. Where it is "25GB/s", bytes a second, also of "200Gb/s": bits.
     """
-    match = _AMOUNT.fullmatch(text)
-    if match is None or match[2].lower() == "i":
+    match, is_rate = _AMOUNT.fullmatch(text), example.endswith("/s")
+    if match is None or match[2].lower() == "i" or (match[4] and not is_rate):
         raise InvalidSetting(f"{name} is {text!r}, but must be an amount such as {example}.")
-    amount = float(match[1]) * UNITS[match[2].lower()]
+    is_bits = match[3] == "b" and match[4]
+    amount = float(match[1]) * UNITS[match[2].lower()] / (8 if is_bits else 1)
     if 0 < amount < LEAST_AMOUNT:
-        least = "1MiB/s" if example.endswith("/s") else "1MiB"
+        least = "1MiB/s" if is_rate else "1MiB"
         raise InvalidSetting(
             f"{name} is {text!r}, but must be {least} or more; a unit may be missing, as in {example}."
         )

@@ -29,31 +29,44 @@ class Files:
         return {field.name: path.name for field in fields(self) if (path := getattr(self, field.name))}
 
 
+@dataclass(frozen=True)
+class PlannedFiles:
+    """Those of a plan; None stands for the released model's."""
+
+    transformer: Path | None = None
+    vae: Path | None = None
+    llm: Path | None = None
+    clip: Path | None = None
+
+
 KIND_OF_ROLE = {"transformer": "transformer", "vae": "vae", "llm": "llama", "clip": "clip"}
 
 
-def check_files(files: Files) -> Mapping[str, FileReport]:
-    """Look at the headers of all four files: that they are what they are given as, and that they fit together.
+def check_files(files: Files | PlannedFiles) -> Mapping[str, FileReport]:
+    """Look at the headers of all files: that they are what they are given as, and that they fit together.
 
     Returns the reports by role. Raises FileMissing, FileTruncated, FileUnreadable, WrongKind, UnsupportedFile.
     """
-    reports = {role: check_file(role, getattr(files, role)) for role in KIND_OF_ROLE}
+    given = {role: path for role in KIND_OF_ROLE if (path := getattr(files, role))}
+    reports = {role: check_file(role, path) for role, path in given.items()}
     config = {role: report.config or {} for role, report in reports.items()}
+    if "transformer" not in reports:
+        return reports
     if reports["transformer"].variant != "t2v":
         raise UnsupportedFile(
-            f"{files.transformer.name} is no text-to-video transformer: {' '.join(reports['transformer'].notes)} "
+            f"{given['transformer'].name} is no text-to-video transformer: {' '.join(reports['transformer'].notes)} "
             "Give a transformer that takes as many channels as it gives."
         )
     wanted = config["transformer"]
-    for role, given, needed, what in (
+    for role, has, needed, what in (
         ("vae", "latent_channels", "out_channels", "latent channels"),
         ("llm", "hidden_size", "text_dim", "numbers per token"),
         ("clip", "hidden_size", "pooled_dim", "numbers per prompt"),
     ):
-        if config[role][given] != wanted[needed]:
+        if role in config and config[role][has] != wanted[needed]:
             raise UnsupportedFile(
-                f"{getattr(files, role).name} and {files.transformer.name} do not belong together: one has "
-                f"{config[role][given]} {what}, the other {wanted[needed]}. Give the files of one model."
+                f"{given[role].name} and {given['transformer'].name} do not belong together: one has "
+                f"{config[role][has]} {what}, the other {wanted[needed]}. Give the files of one model."
             )
     return reports
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..errors import InvalidSetting
 from ..memory import BlockSwap
 from ..memory.estimate import text_bytes
 from ..memory.machine import Machine
-from ..memory.plan import PROCESS_BYTES, StagePlan, Way, Weights, block_flops, plan_stage, step_cost
-from ..memory.simulate import StreamCost
+from ..memory.plan import PROCESS_BYTES, StagePlan, Way, Weights, block_flops, plan_stage
 from ..transformer import HunyuanVideoTransformer, LeanConfig
-from ..vae import Tiles
+from ..transformer.lean_config import lean_steps
+from ..vae import CausalVideoVAE, Tiles, TinyVAE
+from ..vae.tiny import ONLY_DECODES
+from .files import PlannedFiles
 from .ladder import describe_lean
 from .loras import load_loras
-from .plan_advice import EIGHT_BITS, SampleAdvice, advise_decode, advise_text
+from .plan_advice import EIGHT_BITS, SampleAdvice, advise_text, advise_vae, fit_in_place_of
+from .plan_steps import RunCost, cost_steps
 from .plan_terms import BY_ITSELF, COMMAND_LINE, Terms
 from .precision import Precision
 from .report import describe_tiles
@@ -29,31 +32,17 @@ from .tiles import FIT, FIT_SHARED, VAEWork
 from .working import SampleWork
 
 TEMPLATE_TOKENS = 95
-
-
-@dataclass(frozen=True)
-class PlannedFiles:
-    """Where the models are; None stands for the released one."""
-
-    transformer: Path | None = None
-    vae: Path | None = None
-    llm: Path | None = None
-    clip: Path | None = None
+NOISE, VIDEO, LATENTS = "noise", "video", "latents"
+"""What a run begins with. A video is encoded first."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in their order. step_flops: of one step. moved: bytes that come to the device in one step.
-
-    step: simulated cost of one step on a card of known speed, computed and not measured; None also for products in 8
-    bits, at which the speed is not known.
-    """
+    """Stages in their order, and what the steps of sampling cost."""
 
     machine: Machine
     stages: tuple[StagePlan, ...]
-    step_flops: float
-    moved: int
-    step: StreamCost | None
+    cost: RunCost
 
     @property
     def fits(self) -> bool:
@@ -63,16 +52,11 @@ class Plan:
     def fits_as_asked(self) -> bool:
         return all(stage.fits_as_asked for stage in self.stages)
 
-    @property
-    def copy_seconds(self) -> float:
-        """Of what comes to the device in one step, at the link's speed; computing may hide them."""
-        return self.moved / self.machine.link
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
-            "fits": self.fits,
-            "fits_as_asked": self.fits_as_asked,
+            "fits": self.fits if self.machine.is_known else None,
+            "fits_as_asked": self.fits_as_asked if self.machine.is_known else None,
             "machine": {
                 "card": self.machine.name or None,
                 "gpu_total_bytes": self.machine.gpu_total,
@@ -81,14 +65,7 @@ class Plan:
                 "link_bytes_per_second": self.machine.link,
             },
             "stages": {stage.name: _stage_dict(stage, self.machine) for stage in self.stages},
-            "step": {
-                "kind": "computed",
-                "flops": self.step_flops,
-                "seconds_at_least": self.step.seconds if self.step else None,
-                "stalled_seconds": self.step.stalled if self.step else None,
-                "moved_bytes": self.moved,
-                "copy_seconds": self.copy_seconds,
-            },
+            "step": self.cost.to_dict(self.machine.link),
         }
 
 
@@ -99,11 +76,12 @@ def plan_run(
     machine: Machine,
     device: torch.device,
     swap: BlockSwap = BlockSwap(),  # noqa: B008 (frozen)
+    start: str = NOISE,
     terms: Terms = COMMAND_LINE,
 ) -> Plan:
     """Plan a request on a machine. device: the kind that it computes on. Reads headers only, and LoRAs.
 
-    terms: what settings are called where the plan is shown.
+    start: NOISE, VIDEO or LATENTS. terms: what settings are called where the plan is shown.
 
     Raises what checking the files and reading the LoRAs raises, and InvalidSetting for weights that cannot rest as
     asked, or a step cache that cannot be used with this transformer.
@@ -116,39 +94,31 @@ def plan_run(
     sample, work = _plan_sample(
         request, model, precision.attention, is_mapped(files.transformer, precision), machine, swap, terms
     )
+    vae = sketch_vae(files.vae, precision, device)
     stages = (
+        *([_plan_vae("encode", request, vae, machine, device, terms)] if start == VIDEO else []),
         _plan_text(files, precision, machine),
         sample,
-        _plan_decode(request, files, precision, machine, device, terms),
+        _plan_vae("decode", request, vae, machine, device, terms),
     )
 
     def advise(stage: StagePlan) -> Iterator[str]:
         if stage.name == "text":
             return advise_text(sketch_text("llm", files.llm, precision), machine.gpu_free is not None, terms)
-        if stage.name == "decode":
-            vaes = (
-                sketch_vae(files.vae, precision, device),
-                sketch_vae(files.vae, replace(precision, vae="float16"), device),
-            )
+        if stage.name != "sample":
+            vaes = vae, sketch_vae(files.vae, replace(precision, vae="float16"), device)
             size = request.frames, request.height, request.width
-            return advise_decode(stage, vaes, size, machine, device, terms)
+            return advise_vae(stage, vaes, size, machine, device, start == LATENTS, terms)
         narrow = None
         if is_wide(model):
             slim = sketch_transformer(files.transformer, replace(precision, storage=EIGHT_BITS), device)
             narrow = replace(work, model=slim, source=offload_transformer(slim, swap))
-        return SampleAdvice(stage, request, work, machine, swap, terms).lines(narrow)
+        return SampleAdvice(stage, request, work, machine, swap, narrow, start == LATENTS, terms).lines()
 
     advised = tuple(stage if stage.fits else replace(stage, advice=tuple(advise(stage))) for stage in stages)
-    passes = 2 if request.guidance.uses_cfg else 1
-    num_blocks, calls = len(model.blocks), sample.way.calls
     flops = block_flops(model.config.hidden_size, model.config.mlp_ratio, work.tokens)
-    step = None
-    if machine.speed is not None and machine.gpu_free is not None and precision.product is None:  # speed is of 16 bits
-        block_seconds = [passes / calls * flops / machine.speed] * num_blocks
-        one = step_cost(sample.weights, sample.swapped, block_seconds, swap.prefetch, machine.link)
-        step = StreamCost(calls * one.seconds, calls * one.stalled, calls * one.moved)
-    moved = calls * sum(sample.weights.blocks[i] for i in sample.swapped)
-    return Plan(machine, advised, passes * num_blocks * flops, moved, step)
+    speed = machine.speed if machine.gpu_free is not None and precision.product is None else None  # it is of 16 bits
+    return Plan(machine, advised, cost_steps(request, sample, flops, speed, swap.prefetch, machine.link))
 
 
 def _plan_sample(
@@ -183,12 +153,21 @@ def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None, t
     """As asked, then with less memory and more time; the blocks as lean as a run makes them."""
     is_batched = request.guidance.uses_cfg and request.guidance.batched
     for batched in (True, False) if is_batched else (request.guidance.batched,):
-        lean, num_bytes = replace(work, guidance=replace(request.guidance, batched=batched)).fitted(free)
-        labels = [f"CFG in turn ({terms.cfg_in_turn})"] if is_batched and not batched else []
-        if lean != LeanConfig():
-            labels.append(f"{describe_lean(lean)}, {BY_ITSELF}")
         calls = 2 if request.guidance.uses_cfg and not batched else 1
-        yield Way(", ".join(labels), num_bytes, calls, batched or not is_batched, work.ram_bytes)
+        for lean, num_bytes in _leans(replace(work, guidance=replace(request.guidance, batched=batched)), free):
+            labels = [f"CFG in turn ({terms.cfg_in_turn})"] if is_batched and not batched else []
+            if lean != LeanConfig():
+                labels.append(f"{describe_lean(lean)}, {BY_ITSELF}")
+            yield Way(", ".join(labels), num_bytes, calls, batched or not is_batched, work.ram_bytes)
+
+
+def _leans(work: SampleWork, free: int | None) -> Iterator[tuple[LeanConfig, int]]:
+    """How lean a run begins, and how lean it becomes when memory runs out in it; and what it takes then."""
+    lean, num_bytes = work.fitted(free)
+    yield lean, num_bytes
+    leanest = lean_steps(work.model.config.num_heads)[-1]
+    if free is not None and lean != leanest:
+        yield leanest, work.bytes_in(leanest)
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:
@@ -199,17 +178,19 @@ def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> S
     return plan_stage("text", weights, [Way("", work)], machine.gpu_free, machine.ram_free, BlockSwap(), False)
 
 
-def _plan_decode(
+def _plan_vae(
+    name: str,
     request: GenerateRequest,
-    files: PlannedFiles,
-    precision: Precision,
+    vae: CausalVideoVAE | TinyVAE,
     machine: Machine,
     device: torch.device,
     terms: Terms,
 ) -> StagePlan:
-    vae = sketch_vae(files.vae, precision, device)
+    """name: "encode" or "decode". Raises InvalidSetting for a tiny VAE, which does not encode."""
+    if name == "encode" and isinstance(vae, TinyVAE):
+        raise InvalidSetting(ONLY_DECODES)
     weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
-    work = VAEWork.of(vae, request.frames, request.height, request.width, device)
+    work = VAEWork.of(vae, request.frames, request.height, request.width, device, name == "encode")
     free = machine.gpu_free
     if free is None and machine.ram_free is not None:
         free = machine.ram_free - PROCESS_BYTES
@@ -224,19 +205,19 @@ def _plan_decode(
         yield way(asked, "")
         tiles = work.choose(FIT_SHARED if asked and asked.shared_norms else FIT, room)
         if tiles and work.num_bytes(tiles) < work.num_bytes(asked):
-            yield replace(way(tiles, terms.tiles_fit), is_asked=False)
+            yield replace(way(tiles, fit_in_place_of(asked, name, terms)), is_asked=False)
 
     def way(tiles: Tiles | None, how: str) -> Way:
         return Way(f"tiles {describe_tiles(tiles)}, {how}" if how else "", work.num_bytes(tiles))
 
-    return plan_stage("decode", weights, ways(), machine.gpu_free, machine.ram_free, BlockSwap())
+    return plan_stage(name, weights, ways(), machine.gpu_free, machine.ram_free, BlockSwap())
 
 
 def _stage_dict(stage: StagePlan, machine: Machine) -> dict[str, Any]:
     is_checked = machine.ram_free is not None
     return {
-        "fits": stage.fits,
-        "fits_as_asked": stage.fits_as_asked,
+        "fits": stage.fits if machine.is_known else None,
+        "fits_as_asked": stage.fits_as_asked if machine.is_known else None,
         "gpu_peak_bytes": stage.device_bytes,
         "gpu_reserve_bytes": stage.reserve,
         "gpu_short_bytes": stage.device_short,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,7 +15,7 @@ from ..memory.machine import Machine, gib
 from ..memory.plan import StagePlan, Way, Weights, plan_stage, with_reserve
 from ..transformer import LeanConfig
 from ..transformer.lean_config import lean_steps
-from ..vae import CausalVideoVAE
+from ..vae import CausalVideoVAE, Tiles, TinyVAE
 from .plan_terms import COMMAND_LINE, Terms
 from .request import GenerateRequest
 from .sampler import offload_transformer
@@ -20,6 +23,7 @@ from .sketch import TextSketch, is_wide, weights_of
 from .tiles import FIT, VAEWork
 from .working import SampleWork
 
+VAE = CausalVideoVAE | TinyVAE
 EIGHT_BITS = "float8_e4m3fn"
 SHARES = ((3, 4), (1, 2), (1, 4))
 """Of the frames that were asked for: what is tried in their place."""
@@ -44,8 +48,49 @@ def advise_text(llm: TextSketch, is_device: bool, terms: Terms = COMMAND_LINE) -
         yield f"try encoding on the CPU: {terms.text_on_cpu}"
 
 
+class Change(NamedTuple):
+    """options: that say it. work: fields of a SampleWork, and around: of a Setting, with what they are then."""
+
+    options: str
+    work: Mapping[str, Any] = MappingProxyType({})
+    around: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What sampling is planned with. options: those that say what of it was changed."""
+
+    options: tuple[str, ...]
+    work: SampleWork
+    weights: Weights
+    swap: BlockSwap
+
+    def after(self, changes: Iterable[Change]) -> Setting:
+        changed = self
+        for options, work, around in changes:
+            changed = replace(
+                changed, options=(*changed.options, options), work=replace(changed.work, **work), **around
+            )
+        return changed
+
+
+def smaller_videos(request: GenerateRequest, terms: Terms) -> Iterator[Change]:
+    """Shorter, then half as wide and high, then both."""
+    counts = fewer_frames(request.frames)
+    whole, half = (request.width, request.height), half_size(request.width, request.height)
+    sizes = [*((whole, frames) for frames in counts), *((half, frames) for frames in (request.frames, *counts[-1:]))]
+    for (width, height), frames in sizes:
+        options = [terms.size.format(width=width, height=height)] if (width, height) == half else []
+        options += [terms.frames.format(frames=frames)] if frames != request.frames else []
+        video = replace(request, width=width, height=height, frames=frames)
+        yield Change(terms.also.join(options), {"latent_shape": video.latent_shape})
+
+
 class SampleAdvice:
-    """What would make sampling fit. work, swap: as they were planned. terms: what settings are called."""
+    """What would make sampling fit. work, swap: as they were planned. narrow: the same work with weights in 8 bits;
+    None if they are, or if that is no help. is_fixed: whether the video's size is that of what it begins with.
+    terms: what settings are called where it is shown.
+    """
 
     def __init__(
         self,
@@ -54,57 +99,76 @@ class SampleAdvice:
         work: SampleWork,
         machine: Machine,
         swap: BlockSwap,
+        narrow: SampleWork | None,
+        is_fixed: bool = False,
         terms: Terms = COMMAND_LINE,
     ) -> None:
-        self._stage, self._request, self._machine, self._swap, self._terms = stage, request, machine, swap, terms
-        self._work = replace(work, guidance=replace(request.guidance, batched=False))
+        self._terms = terms
+        self._stage, self._request, self._machine = stage, request, machine
+        self._narrow, self._is_fixed = narrow, is_fixed
+        is_batched = request.guidance.uses_cfg and request.guidance.batched
+        in_turn = replace(work, guidance=replace(request.guidance, batched=False))
+        self._asked = Setting((terms.cfg_in_turn,) if is_batched else (), in_turn, stage.weights, swap)
 
-    def lines(self, narrow: SampleWork | None) -> Iterator[str]:
-        """narrow: the same with weights in 8 bits; None if they are, or if that is no help."""
-        stage, swap, terms = self._stage, self._swap, self._terms
+    def lines(self) -> Iterator[str]:
+        """The fewest options that make it fit, or a smaller video with all that help."""
+        stage = self._stage
         if stage.held_short and not stage.weights.is_mapped:
             yield (
                 "try a file that is stored so already (hyvideo convert --storage): weights that are converted for the "
                 f"run take {gib(stage.ram.converted)} of RAM, those of a file only where there is room"
             )
-        if narrow is not None and stage.device_short:
-            yield from self._tried(terms.storage.format(dtype=EIGHT_BITS), self._plan(narrow, _weights(narrow)))
-        if stage.swapped and swap.prefetch:
-            yield from self._tried(terms.no_prefetch, self._plan(self._work, swap=replace(swap, prefetch=0)))
-        cache = self._request.cache
-        if cache is not None and not cache.on_host and stage.device_short:
-            on_host = replace(self._work, cache=replace(cache, on_host=True))
-            yield from self._tried(terms.cache_on_host, self._plan(on_host))
-        yield from self._smaller()
-
-    def _smaller(self) -> Iterator[str]:
-        stage, request, free = self._stage, self._request, self._machine.gpu_free
-        if free is not None and stage.resident + with_reserve(0) > free:
-            need = gib(stage.resident + with_reserve(0))
-            yield f"no smaller or shorter video fits: its weights alone need {need}, what is kept free included"
-            return
-        for frames in fewer_frames(request.frames):
-            plan = self._plan_video(replace(request, frames=frames))
-            if plan.fits:
-                yield from self._tried(self._terms.frames.format(frames=frames), plan)
+        changes = list(self._changes())
+        for count in range(1, len(changes) + 1):
+            lines = [line for some in combinations(changes, count) for line in self._fitting(some)]
+            if lines:
+                yield from lines
+                yield from self._smaller([])
                 return
-        width, height = half_size(request.width, request.height)
-        plan = self._plan_video(replace(request, width=width, height=height))
-        yield from self._tried(self._terms.size.format(width=width, height=height), plan)
+        helping = [change for change in changes if _short(self._plan(self._asked.after([change]))) < _short(stage)]
+        yield from list(self._smaller(helping)) or [self._hopeless(helping)]
 
-    def _plan_video(self, request: GenerateRequest) -> StagePlan:
-        return self._plan(replace(self._work, latent_shape=request.latent_shape))
+    def _changes(self) -> Iterator[Change]:
+        """What is not set already, and may help."""
+        stage, cache, narrow, swap = self._stage, self._request.cache, self._narrow, self._asked.swap
+        terms = self._terms
+        if narrow is not None and stage.device_short:
+            work = {"model": narrow.model, "source": narrow.source}
+            yield Change(terms.storage.format(dtype=EIGHT_BITS), work, {"weights": _weights(narrow)})
+        if stage.swapped and swap.prefetch:
+            yield Change(terms.no_prefetch, around={"swap": replace(swap, prefetch=0)})
+        if cache is not None and not cache.on_host and stage.device_short:
+            yield Change(terms.cache_on_host, {"cache": replace(cache, on_host=True)})
 
-    def _plan(self, work: SampleWork, weights: Weights | None = None, swap: BlockSwap | None = None) -> StagePlan:
+    def _smaller(self, changes: Sequence[Change]) -> Iterator[str]:
+        """The first of the smaller videos that fits, with these changes; nothing where none does."""
+        videos = () if self._is_fixed else smaller_videos(self._request, self._terms)
+        found = (line for video in videos for line in self._fitting([*changes, video]))
+        yield from islice(found, 1)
+
+    def _hopeless(self, changes: Sequence[Change]) -> str:
+        smallest = [] if self._is_fixed else [*smaller_videos(self._request, self._terms)][-1:]
+        setting = self._asked.after([*changes, *smallest])
+        plan, free = self._plan(setting), self._machine.gpu_free
+        reason = "its size is that of the latents" if self._is_fixed else "no smaller or shorter video fits"
+        beside = f" even with {self._terms.also.join(setting.options)}" if setting.options else ""
+        if free is not None and plan.resident + with_reserve(0) > free:
+            need = gib(plan.resident + with_reserve(0))
+            return f"{reason}: its weights alone need {need}{beside}, what is kept free included"
+        return f"{reason}: it is short by {gib(_short(plan))}{beside}"
+
+    def _fitting(self, changes: Iterable[Change]) -> Iterator[str]:
+        setting = self._asked.after(changes)
+        plan = self._plan(setting)
+        if plan.fits:
+            yield from tried(self._terms.also.join(setting.options), self._stage, plan)
+
+    def _plan(self, setting: Setting) -> StagePlan:
         """In the way that takes the least."""
-        free = self._machine.gpu_free
+        free, work = self._machine.gpu_free, setting.work
         lean = LeanConfig() if free is None else lean_steps(work.model.config.num_heads)[-1]
         way = Way("", work.bytes_in(lean), ram=work.ram_bytes)
-        ram = self._machine.ram_free
-        return plan_stage("sample", weights or self._stage.weights, [way], free, ram, swap or self._swap)
-
-    def _tried(self, what: str, plan: StagePlan) -> Iterator[str]:
-        yield from tried(what, self._stage, plan)
+        return plan_stage("sample", setting.weights, [way], free, self._machine.ram_free, setting.swap)
 
 
 def _weights(work: SampleWork) -> Weights:
@@ -112,32 +176,43 @@ def _weights(work: SampleWork) -> Weights:
     return weights_of(source, len(work.model.double_blocks), is_mapped=False)
 
 
-def advise_decode(
+def advise_vae(
     stage: StagePlan,
-    vaes: tuple[CausalVideoVAE, CausalVideoVAE],
+    vaes: tuple[VAE, VAE],
     size: tuple[int, int, int],
     machine: Machine,
     device: torch.device,
+    is_fixed: bool = False,
     terms: Terms = COMMAND_LINE,
 ) -> Iterator[str]:
-    """vaes: as it is, and in 16 bits. size: frames, height and width. What is planned is in the smallest tiles.
-
-    terms: what settings are called where it is shown.
+    """stage: of encoding or decoding. vaes: as it is, and in 16 bits. size: frames, height and width, which another
+    video cannot have if it is_fixed. What is planned is in the smallest tiles.
     """
 
-    def plan(vae: CausalVideoVAE, size: tuple[int, int, int]) -> StagePlan:
+    def plan(vae: VAE, size: tuple[int, int, int]) -> StagePlan:
         weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
-        work = VAEWork.of(vae, *size, device)
+        work = VAEWork.of(vae, *size, device, stage.name == "encode")
         way = Way("", work.num_bytes(work.choose(FIT, 0)))
-        return plan_stage("decode", weights, [way], machine.gpu_free, machine.ram_free, BlockSwap())
+        return plan_stage(stage.name, weights, [way], machine.gpu_free, machine.ram_free, BlockSwap())
 
     frames, height, width = size
     if is_wide(vaes[0], 2):
         yield from tried(terms.vae_dtype, stage, plan(vaes[1], size))
+    if is_fixed:
+        yield "no smaller tiles are left, and its size is that of the latents: close other programs"
+        return
     width, height = half_size(width, height)
     what = terms.size.format(width=width, height=height)
     smaller = list(tried(what, stage, plan(vaes[0], (frames, height, width))))
     yield from smaller or ["no smaller tiles are left, and a smaller picture takes no less: close other programs"]
+
+
+def fit_in_place_of(asked: Tiles | None, stage: str, terms: Terms) -> str:
+    """The whole change, without what else was said of tiles, beside which it is refused."""
+    more = terms.beside_tiles.items()
+    given = [option for name, option in more if asked and getattr(asked, name) != getattr(Tiles, name)]
+    fit = terms.tiles_fit.format(node={"encode": "Encode Video", "decode": "Decode"}[stage])
+    return fit + (f" without {' and '.join(given)}" if given else "")
 
 
 def tried(what: str, before: StagePlan, after: StagePlan) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 BY_ITSELF = "which happens by itself"
 
@@ -22,6 +23,10 @@ class Terms:
     swap: str
     card: str
     text_on_cpu: str
+    also: str
+    """Between two of them."""
+    beside_tiles: Mapping[str, str] = field(default_factory=dict)
+    """What else is said of tiles, by its name in Tiles, where tiles that fit are refused beside it."""
 
 
 COMMAND_LINE = Terms(
@@ -36,10 +41,12 @@ COMMAND_LINE = Terms(
     swap="--swap-double {double} --swap-single {single}",
     card="--card",
     text_on_cpu="--device cpu for a whole run, or in ComfyUI device cpu on Load Text Encoders",
+    also=" ",
+    beside_tiles={"frames": "--tile-frames", "overlap": "--tile-overlap"},
 )
 NODES = Terms(
     cfg_in_turn="batched off on Guidance (CFG)",
-    tiles_fit="tiles fit on Decode",
+    tiles_fit="tiles fit on {node}",
     storage="storage {dtype} on Load Transformer",
     no_prefetch="prefetch 0 on Block Swap",
     cache_on_host="residuals host on Step Cache",
@@ -49,4 +56,5 @@ NODES = Terms(
     swap="double_blocks {double} and single_blocks {single} on Block Swap",
     card="card",
     text_on_cpu="device cpu on Load Text Encoders",
+    also=", ",
 )

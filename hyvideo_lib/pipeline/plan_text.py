@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from ..memory.machine import Machine, gib
 from ..memory.plan import RamUse, StagePlan
@@ -48,7 +49,7 @@ def _stages(plan: Plan, terms: Terms) -> Iterator[str]:
                 f"GPU peak {gib(stage.device_bytes):>10}  ({gib(stage.resident)} weights, {gib(stage.way.work)} work), "
                 f"RAM {gib(stage.ram_bytes)}"
             )
-        yield f"{stage.name:7}{peak}: {_verdict(stage)}"
+        yield f"{stage.name:7}{peak}: {_verdict(stage) if plan.machine.is_known else 'not checked'}"
         yield from (f"{INDENT}{fact}" for fact in _facts(stage, terms))
 
 
@@ -102,20 +103,33 @@ def _swapped(stage: StagePlan, terms: Terms) -> str:
 
 
 def _step(plan: Plan, terms: Terms) -> Iterator[str]:
-    machine = plan.machine
-    yield f"One step is {plan.step_flops / 1e12:,.1f} TFLOP (computed)."
+    machine, cost = plan.machine, plan.cost
+    step = "computed step" if cost.is_cached else "step"
+    yield f"One {step} is {_spread(cost.flops, 1e12, ',.1f', 'TFLOP')} (computed)."
     if machine.gpu_free is None:
         return
     yield (
-        f"In a step {plan.moved / 1e9:.1f} GB move to the GPU, which takes {plan.copy_seconds:.2f} s on a link of "
-        f"{machine.link / 1e9:g} GB/s, beside computing where blocks are fetched ahead."
+        f"In a {step} {_spread(cost.moved, 1e9, '.1f', 'GB')} move to the GPU, which takes "
+        f"{_spread(cost.moved, machine.link, '.2f', 's')} on a link of {machine.link / 1e9:g} GB/s, beside computing "
+        "where blocks are fetched ahead."
     )
     if machine.speed is None:
         yield f"No time of a step is computed, as the speed is not known: name the card for one ({terms.card})."
-    elif plan.step is None:
+    elif cost.quickest is None:
         yield "No time is computed for products in 8 bits: the speed that is known is that of 16 bits."
     else:
+        mean = fmean(cost.seconds)
+        average = f", {mean:.1f} s on average" if mean > cost.quickest.seconds else ""
         yield (
-            f"At least {plan.step.seconds:.1f} s a step, computed from {machine.speed / 1e12:g} TFLOP/s, the peak of "
-            f"{machine.name} by its maker's figures; {plan.step.stalled:.1f} s of them wait for what moves."
+            f"At least {cost.quickest.seconds:.1f} s a {step}{average}, computed from {machine.speed / 1e12:g} "
+            f"TFLOP/s, the peak of {machine.name} by its maker's figures; {cost.quickest.stalled:.1f} s of them wait "
+            "for what moves."
         )
+
+
+def _spread(values: Sequence[float], unit: float, form: str, name: str) -> str:
+    """ "3.0 TFLOP", or "2.5 TFLOP on average over the run and 3.0 at most"."""
+    mean, most = fmean(values) / unit, max(values) / unit
+    if min(values) == max(values):
+        return f"{most:{form}} {name}"
+    return f"{mean:{form}} {name} on average over all steps and {most:{form}} at most"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from ..checkpoint import load_transformer, load_vae
+from ..checkpoint import load_any_vae, load_transformer
 from ..checkpoint.blueprint import BLUEPRINTS, build_meta_transformer, build_meta_vae
 from ..checkpoint.examine import Findings, examine
 from ..checkpoint.folder import open_header
@@ -19,7 +20,7 @@ from ..memory.plan import Weights
 from ..quant import install, restore, use_product
 from ..text import ClipEncoderConfig, LlamaEncoderConfig
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
-from ..vae import CausalVideoVAE, VAEConfig
+from ..vae import CausalVideoVAE, TinyVAE, VAEConfig
 from .files import check_file
 from .precision import Precision
 
@@ -61,12 +62,12 @@ def sketch_transformer(path: Path | None, precision: Precision, device: torch.de
     return model.requires_grad_(False).eval()
 
 
-def sketch_vae(path: Path | None, precision: Precision, device: torch.device) -> CausalVideoVAE:
-    """The VAE, likewise."""
+def sketch_vae(path: Path | None, precision: Precision, device: torch.device) -> CausalVideoVAE | TinyVAE:
+    """The VAE, or the tiny one for previews, likewise."""
     dtype = precision.vae_dtype(device)
     if path is not None:
         check_file("vae", path)
-        return load_vae(path, compute_dtype=dtype, device="meta")
+        return load_any_vae(path, dtype, "meta")
     return build_meta_vae(VAEConfig()).to(dtype).requires_grad_(False).eval()
 
 
@@ -111,7 +112,7 @@ def is_mapped(path: Path | None, precision: Precision) -> bool:
     return stored == precision.storage_dtype
 
 
-def is_wide(model: HunyuanVideoTransformer | CausalVideoVAE, num_bytes: int = 1) -> bool:
+def is_wide(model: nn.Module, num_bytes: int = 1) -> bool:
     """Whether most of a model rests in numbers of more bytes than that."""
     weights = list(model.parameters())
     wide = sum(weight.nbytes for weight in weights if weight.is_floating_point() and weight.element_size() > num_bytes)

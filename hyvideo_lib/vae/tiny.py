@@ -23,6 +23,7 @@ from ..host import HeadlessHost, Host
 from .posterior import DiagonalGaussian
 from .tiling import Tiles
 
+ONLY_DECODES = "The tiny VAE only decodes previews; it does not encode. Load HunyuanVideo's VAE to start from a video."
 LATENT_RANGE = 3.0
 """Latents are bent towards plus and minus this."""
 DROPPED = TEMPORAL_COMPRESSION - 1
@@ -102,9 +103,7 @@ class TinyVAE(nn.Module):
 
     def encode(self, video: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> DiagonalGaussian:
         """Raises InvalidSetting: see the module's text."""
-        raise InvalidSetting(
-            "The tiny VAE only decodes previews; it does not encode. Load HunyuanVideo's VAE to start from a video."
-        )
+        raise InvalidSetting(ONLY_DECODES)
 
     def decode(self, latents: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> Tensor:
         """Video [B, 3, 4(T - 1) + 1, 8H, 8W] in -1..1 of unscaled latents [B, C, T, H, W]. See `decode_spans`."""

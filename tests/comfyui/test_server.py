@@ -123,7 +123,7 @@ def test_the_clip_shows_what_the_prompt_says(server, client, tmp_path):
 def test_products_in_8_bits_draw_what_the_prompt_says(server, client, tmp_path, changes):
     """An older workflow's `fp8_matmul`, which knows no `matmul`, too."""
     outcome = client.run(demo_prompt(**changes))
-    if "too slow on this processor" in str(outcome.error):
+    if outcome.status != "success" and "too slow on this processor" in str(outcome.error):
         pytest.skip("this processor multiplies fp8 too slowly, and is refused")
     assert outcome.status == "success", outcome.error
     assert judged(server, outcome, tmp_path).matches(*RED_CIRCLE)

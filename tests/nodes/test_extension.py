@@ -45,7 +45,8 @@ FORMS = {
     "HyvModelInfo": ("file", "handle", "report"),
     "HyvPlan": (
         "transformer vae llm storage width height frames cfg_scale gpu_memory",
-        "matmul card ram link tiles tile_size tile_frames lora guidance_options block_swap cache attention",
+        "matmul card ram link tiles tile_size tile_frames lora guidance_options block_swap cache attention "
+        "encode_video",
         "report",
     ),
 }

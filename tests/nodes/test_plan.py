@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
@@ -41,6 +42,19 @@ def test_the_demos_files_fit_anywhere(plan, pack):
 
 def test_this_machine_is_planned_for_by_default(plan):
     assert "RAM peak" in run(plan.Plan, **SMALL)[0]
+
+
+def test_the_ram_of_this_machine_is_checked_unless_a_card_is_described(plan, pack, monkeypatch):
+    ram = importlib.import_module(f"{pack.__name__}.hyvideo_lib.memory.ram")
+    monkeypatch.setattr(ram, "free_ram_bytes", lambda: 2**30)
+    cpu = plan.comfy_host.compute_device()
+    assert plan.machine(cpu, 0.0, plan.NO_CARD, 0.0, 25.0).ram_free == 2**30
+    assert plan.machine(cpu, 0.0, plan.NO_CARD, 4.0, 25.0).ram_free == 4 * 2**30
+    assert plan.machine(cpu, 8.0, plan.NO_CARD, 0.0, 25.0).ram_free is None
+    assert "does not fit" in run(plan.Plan, **SMALL)[0]
+    monkeypatch.setattr(ram, "free_ram_bytes", lambda: None)
+    verdicts = [line.rpartition(": ")[2] for line in run(plan.Plan, **SMALL)[0].splitlines() if " peak " in line]
+    assert set(verdicts) == {"not checked"}
 
 
 def test_8_bit_storage_halves_the_weights(plan):
@@ -94,9 +108,19 @@ def test_options_tiles_and_a_lora_are_planned_as_they_are_set(plan, pack, monkey
     chosen = {"guidance_options": guidance, "block_swap": swap, "cache": cache, "lora": demo, "tiles": "none"}
     report = run(plan.Plan, **SMALL, transformer=demo, vae=demo, llm=demo, gpu_memory=8.0, **chosen)[0]
     assert "blocks in RAM" in report
-    [(request, *_, planned_swap)] = asked
+    [(request, *_, planned_swap, _, _)] = asked
     assert (request.guidance, request.cache, request.tiles, planned_swap) == (guidance, cache, None, swap)
     assert [choice.path for choice in request.loras] == [pack.nodes.lora.resolve(demo)]
+
+
+def test_encoding_is_planned_when_it_is_asked_for(plan):
+    report = run(plan.Plan, **SMALL, gpu_memory=8.0, encode_video=True)[0]
+    assert [line.split()[0] for line in report.splitlines() if " peak " in line] == [
+        "encode",
+        "text",
+        "sample",
+        "decode",
+    ]
 
 
 @pytest.mark.parametrize(

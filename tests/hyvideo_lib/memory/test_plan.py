@@ -168,7 +168,6 @@ def test_a_step_costs_what_is_computed_unless_the_link_is_slower():
     [
         ("12GiB", 12 * 2**30),
         ("32 GB", 32e9),
-        ("25GB/s", 25e9),
         ("512mib", 2**29),
         ("1.5TB", 1.5e12),
         ("12884901888", 12 * 2**30),
@@ -176,6 +175,20 @@ def test_a_step_costs_what_is_computed_unless_the_link_is_slower():
 )
 def test_amounts_are_read_as_people_write_them(text, amount):
     assert parse_amount(text, "ram") == amount
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        *(("25GB/s", 25e9), ("25GBps", 25e9), ("25GB", 25e9)),
+        *(("8gbps", 1e9), ("200Gb/s", 25e9), ("8Gibps", 2**30)),
+    ],
+)
+def test_a_small_b_of_a_rate_is_a_bit(text, amount):
+    assert parse_amount(text, "link", "25GB/s") == amount
+    if text.endswith("s"):
+        with pytest.raises(InvalidSetting, match="such as 12GiB"):
+            parse_amount(text, "ram")
 
 
 @pytest.mark.parametrize("text", ["", "much", "-3GB", "0", "12 GiBs", "1i", "nan", "1e999", "12GiB 5", "12", "12B"])

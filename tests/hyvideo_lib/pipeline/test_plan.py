@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from hyvideo_lib.caches import CacheConfig
 from hyvideo_lib.checkpoint import load_text_encoder, load_transformer, load_vae
 from hyvideo_lib.cli import main
 from hyvideo_lib.demo import assets
+from hyvideo_lib.errors import InvalidSetting
 from hyvideo_lib.lora import attach, lora_bytes
 from hyvideo_lib.memory import module_bytes
 from hyvideo_lib.memory.dry_run import AllocationCounter
@@ -25,12 +27,13 @@ from hyvideo_lib.pipeline import (
     offload_transformer,
 )
 from hyvideo_lib.pipeline.dry_run import decode_work, encode_work, transformer_work
+from hyvideo_lib.pipeline.files import PlannedFiles
 from hyvideo_lib.pipeline.loras import load_loras
-from hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
+from hyvideo_lib.pipeline.plan import VIDEO, plan_run
 from hyvideo_lib.pipeline.plan_text import describe_plan
 from hyvideo_lib.pipeline.sketch import is_mapped, sketch_text, sketch_transformer, sketch_vae, weights_of
 from hyvideo_lib.sampling import GuidanceConfig
-from hyvideo_lib.vae import Tiles
+from hyvideo_lib.vae import Tiles, TinyVAE, TinyVAEConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DEMO = PlannedFiles(assets.TRANSFORMER, assets.VAE, assets.LLM, assets.CLIP)
@@ -129,7 +132,7 @@ def test_small_memory_changes_the_way_and_swaps(monkeypatch):
     assert hopeless.stages[1].way.label.startswith("CFG in turn")
     assert hopeless.stages[0].ram.again == 0  # the language model's layers pass once
     swapped = sum(hopeless.stages[1].weights.blocks)
-    assert hopeless.moved == 2 * swapped  # the blocks come by for each of the two prompts
+    assert set(hopeless.cost.moved) == {2 * swapped}  # the blocks come by for each of the two prompts
     assert not hopeless.fits_as_asked
     assert "even with CFG in turn" in describe_plan(hopeless)
     assert all(bool(stage.advice) != stage.fits for stage in hopeless.stages)
@@ -154,6 +157,33 @@ def test_a_plan_cuts_the_video_as_a_run_would(monkeypatch):
     (*_, shared) = plan_run(smooth, DEMO, Precision(), Machine(free // 2), CUDA).stages
     assert "norms shared" in shared.way.label
     assert shared.way.label.endswith(", --tiles fit")
+
+
+def test_encoding_a_video_is_a_stage_that_may_not_fit(monkeypatch):
+    monkeypatch.setattr("hyvideo_lib.memory.plan.RESERVE_BYTES", 0)
+    clip = replace(REQUEST, width=320, height=320, frames=33)
+    work = VAEWork.of(sketch_vae(assets.VAE, Precision(), CUDA), 33, 320, 320, CUDA, is_encoding=True)
+    (encode, *_) = plan_run(clip, DEMO, Precision(), Machine(2**40), CUDA, start=VIDEO).stages
+    assert (encode.name, encode.way.work, encode.fits) == ("encode", work.num_bytes(clip.tiles), True)
+    hopeless = plan_run(clip, DEMO, Precision(), Machine(2**20), CUDA, start=VIDEO)
+    assert not hopeless.stages[0].fits
+    assert hopeless.stages[0].advice
+    assert "encode GPU peak" in describe_plan(hopeless)
+
+
+def test_a_tiny_vae_is_planned_to_decode_and_refused_to_encode(tmp_path):
+    path = tmp_path / "taehv.safetensors"
+    vae = TinyVAE(TinyVAEConfig())
+    save_file(vae.state_dict(), path)
+    files = replace(DEMO, vae=path)
+    (*_, decode) = plan_run(REQUEST, files, Precision(), Machine(2**40), CUDA).stages
+    assert decode.fits
+    assert decode.weights.num_bytes == module_bytes(vae) // 2  # in float16
+    assert decode.way.work == VAEWork.of(vae.half(), 17, 64, 64, CUDA).num_bytes(None)
+    (*_, short) = plan_run(replace(REQUEST, tiles=FIT), files, Precision(), Machine(2**20), CUDA).stages
+    assert short.advice
+    with pytest.raises(InvalidSetting, match="only decodes previews"):
+        plan_run(REQUEST, files, Precision(), Machine(2**40), CUDA, start=VIDEO)
 
 
 def test_loras_and_a_step_cache_are_counted_as_a_run_counts_them():
@@ -197,12 +227,12 @@ def test_the_command_line_takes_loras_and_a_step_cache(capsys):
 
 
 def test_times_are_told_only_for_a_known_speed_and_as_computed():
-    assert plan_run(REQUEST, DEMO, Precision(), Machine(2**40), CUDA).step is None
+    assert plan_run(REQUEST, DEMO, Precision(), Machine(2**40), CUDA).cost.quickest is None
     plan = plan_run(REQUEST, DEMO, Precision(), Machine(2**40, speed=1e12, name="mine"), CUDA)
-    assert plan.step.seconds == pytest.approx(plan.step_flops / 1e12, rel=1e-6)
+    assert plan.cost.seconds == pytest.approx([flops / 1e12 for flops in plan.cost.flops], rel=1e-6)
     assert "computed" in describe_plan(plan)
     rounded = plan_run(REQUEST, DEMO, Precision(matmul="int8"), Machine(2**40, speed=1e12, name="mine"), CUDA)
-    assert rounded.step is None
+    assert rounded.cost.quickest is None
     assert "No time is computed for products in 8 bits" in describe_plan(rounded)
     assert "No time" not in describe_plan(plan)
 

@@ -9,6 +9,7 @@ from hyvideo_lib.memory.machine import Machine
 from hyvideo_lib.memory.plan import StagePlan, Way, Weights, plan_stage
 from hyvideo_lib.memory.simulate import StreamCost
 from hyvideo_lib.pipeline.plan import Plan
+from hyvideo_lib.pipeline.plan_steps import RunCost, StepCost
 from hyvideo_lib.pipeline.plan_terms import NODES
 from hyvideo_lib.pipeline.plan_text import describe_plan
 
@@ -21,7 +22,7 @@ def stage(machine: Machine, *ways: Way, weights: Weights = WEIGHTS) -> StagePlan
 
 
 def told(machine: Machine, *ways: Way, weights: Weights = WEIGHTS) -> str:
-    return describe_plan(Plan(machine, (stage(machine, *ways, weights=weights),), 1e15, 0, None))
+    return describe_plan(Plan(machine, (stage(machine, *ways, weights=weights),), RunCost((StepCost(1e15, 0),))))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_nothing_happens_by_itself_where_a_stage_does_not_fit():
 
 def test_settings_are_called_what_they_are_where_the_plan_is_shown():
     machine = Machine(6 * GIB)
-    plan = Plan(machine, (stage(machine, Way("", GIB)),), 1e15, 0, None)
+    plan = Plan(machine, (stage(machine, Way("", GIB)),), RunCost((StepCost(1e15, 0),)))
     assert "(the same as --swap-double 2 --swap-single 5)" in describe_plan(plan)
     assert "(the same as double_blocks 2 and single_blocks 5 on Block Swap)" in describe_plan(plan, NODES)
 
@@ -89,13 +90,28 @@ def test_ram_that_must_be_there_does_not_fit_when_it_is_short():
 
 def test_what_moves_in_a_step_is_told_without_any_speed():
     machine = Machine(8 * GIB, link=10e9)
-    plan = Plan(machine, (stage(machine, Way("", GIB)),), 1e15, 5 * 10**9, None)
+    plan = Plan(machine, (stage(machine, Way("", GIB)),), RunCost((StepCost(1e15, 5 * 10**9),)))
     text = describe_plan(plan)
     assert "5.0 GB move to the GPU, which takes 0.50 s on a link of 10 GB/s" in text
     assert "name the card for one (--card)" in text
     step = plan.to_dict()["step"]
     assert (step["moved_bytes"], step["copy_seconds"], step["seconds_at_least"]) == (5 * 10**9, 0.5, None)
     assert "move" not in told(Machine(None), Way("", GIB))
-    fast = replace(plan, machine=replace(machine, speed=1e12, name="mine"), step=StreamCost(7.0, 0.25, 5 * 10**9))
-    assert "At least 7.0 s a step" in describe_plan(fast)
+    step = StepCost(1e15, 5 * 10**9, StreamCost(7.0, 0.25, 5 * 10**9))
+    fast = replace(plan, machine=replace(machine, speed=1e12, name="mine"), cost=RunCost((step,)))
+    assert "At least 7.0 s a step, computed" in describe_plan(fast)
     assert "--card" not in describe_plan(fast)
+    half = StepCost(5e14, 2 * 10**9, StreamCost(3.0, 0.25, 2 * 10**9))
+    mixed = describe_plan(replace(fast, cost=RunCost((step, half), is_cached=True)))
+    assert "One computed step is 750.0 TFLOP on average over all steps and 1,000.0 at most" in mixed
+    assert "In a computed step 3.5 GB on average over all steps and 5.0 at most move" in mixed
+    assert "0.35 s on average over all steps and 0.50 at most on a link" in mixed
+    assert "At least 3.0 s a computed step, 5.0 s on average, computed" in mixed
+
+
+def test_nothing_is_said_to_fit_where_nothing_is_known():
+    text = told(Machine(None), Way("", GIB))
+    assert ": not checked\n" in text
+    assert "fits" not in text
+    unknown = Plan(Machine(None), (stage(Machine(None), Way("", GIB)),), RunCost((StepCost(1e15, 0),))).to_dict()
+    assert unknown["fits"] is unknown["stages"]["sample"]["fits"] is None

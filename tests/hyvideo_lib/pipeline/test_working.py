@@ -18,7 +18,8 @@ from hyvideo_lib.memory.machine import Machine
 from hyvideo_lib.memory.plan import with_reserve
 from hyvideo_lib.pipeline import Files, GenerateRequest, LoraChoice, Precision, SampleRun, generate, stages
 from hyvideo_lib.pipeline.dry_run import transformer_work
-from hyvideo_lib.pipeline.plan import PlannedFiles, plan_run
+from hyvideo_lib.pipeline.files import PlannedFiles
+from hyvideo_lib.pipeline.plan import plan_run
 from hyvideo_lib.transformer import HunyuanVideoTransformer, LeanConfig, TransformerConfig
 from hyvideo_lib.transformer.lean_config import lean_steps
 
