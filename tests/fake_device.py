@@ -191,7 +191,7 @@ class Thread:
     def shutdown(self, wait: bool, cancel_futures: bool) -> None:
         assert wait
         assert cancel_futures
-        self._device.go_on()
+        self.step()  # what it is at
         self._jobs.clear()
         self.is_over = True
 
