@@ -139,15 +139,18 @@ def with_reserve(num_bytes: int) -> int:
     return num_bytes + int(num_bytes * RESERVE_SHARE) + RESERVE_BYTES
 
 
-def choose_way(ways: Iterable[tuple[Chosen, int]], weights: int, free: int | None) -> tuple[Chosen, int]:
-    """The first of (way, bytes of its work) that leaves room for all weights, or takes at most half of what is free.
+def choose_way(
+    ways: Iterable[tuple[Chosen, int]], weights: int, free: int | None, least: int = 0
+) -> tuple[Chosen, int]:
+    """The first of (way, bytes of its work) that leaves room for all weights, or takes at most half of what is free and
+    leaves room for what of them must be there.
 
-    The ways take less one after the other, and more time; the last, where all are too much. weights: bytes. free: for
-    both together; None is without bound. A way that takes less than half would gain only blocks that need not come
-    over, which are hidden behind computing where there is enough of it.
+    The ways take less one after the other, and more time; the last, where all are too much. weights: bytes; least: of
+    those that must be there. free: for all together; None is without bound. A way that takes less than half would gain
+    only blocks that need not come over, which are hidden behind computing where there is enough of it.
     """
     for chosen in ways:
-        if free is None or with_reserve(chosen[1]) <= max(free - weights, free // 2):
+        if free is None or with_reserve(chosen[1]) <= max(free - weights, min(free // 2, free - least)):
             break
     return chosen
 

@@ -14,7 +14,6 @@ from ..memory.estimate import text_bytes
 from ..memory.machine import Machine
 from ..memory.plan import PROCESS_BYTES, StagePlan, Way, Weights, block_flops, plan_stage
 from ..transformer import HunyuanVideoTransformer, LeanConfig
-from ..transformer.lean_config import lean_steps
 from ..vae import CausalVideoVAE, Tiles, TinyVAE
 from ..vae.tiny import ONLY_DECODES
 from .files import PlannedFiles
@@ -92,7 +91,7 @@ def plan_run(
         sizes = config.hidden_size, config.num_double_blocks, config.num_single_blocks
         request.cache.curve_for(sizes, request.width * request.height)  # refuses a model it has no ratios for
     sample, work = _plan_sample(
-        request, model, precision.attention, is_mapped(files.transformer, precision), machine, swap, terms
+        request, model, precision.attention, is_mapped(files.transformer, precision), machine, swap
     )
     vae = sketch_vae(files.vae, precision, device)
     stages = (
@@ -128,7 +127,6 @@ def _plan_sample(
     is_mapped: bool,
     machine: Machine,
     swap: BlockSwap,
-    terms: Terms = COMMAND_LINE,
 ) -> tuple[StagePlan, SampleWork]:
     """model: on the meta device. is_mapped: whether its weights stay in their file."""
     offloader = offload_transformer(model, swap)
@@ -145,29 +143,20 @@ def _plan_sample(
         attention,
     )
     weights = weights_of(offloader, len(model.double_blocks), is_mapped)
-    ways = _sample_ways(request, work, machine.gpu_free, terms)
+    ways = _sample_ways(request, work, machine.gpu_free)
     return plan_stage("sample", weights, ways, machine.gpu_free, machine.ram_free, swap), work
 
 
-def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None, terms: Terms) -> Iterator[Way]:
-    """As asked, then with less memory and more time; the blocks as lean as a run makes them."""
+def _sample_ways(request: GenerateRequest, work: SampleWork, free: int | None) -> Iterator[Way]:
+    """As asked, then with less memory and more time; the blocks as lean as needed. A run does all that by itself."""
     is_batched = request.guidance.uses_cfg and request.guidance.batched
     for batched in (True, False) if is_batched else (request.guidance.batched,):
         calls = 2 if request.guidance.uses_cfg and not batched else 1
-        for lean, num_bytes in _leans(replace(work, guidance=replace(request.guidance, batched=batched)), free):
-            labels = [f"CFG in turn ({terms.cfg_in_turn})"] if is_batched and not batched else []
-            if lean != LeanConfig():
-                labels.append(f"{describe_lean(lean)}, {BY_ITSELF}")
-            yield Way(", ".join(labels), num_bytes, calls, batched or not is_batched, work.ram_bytes)
-
-
-def _leans(work: SampleWork, free: int | None) -> Iterator[tuple[LeanConfig, int]]:
-    """How lean a run begins, and how lean it becomes when memory runs out in it; and what it takes then."""
-    lean, num_bytes = work.fitted(free)
-    yield lean, num_bytes
-    leanest = lean_steps(work.model.config.num_heads)[-1]
-    if free is not None and lean != leanest:
-        yield leanest, work.bytes_in(leanest)
+        lean, num_bytes = replace(work, guidance=replace(request.guidance, batched=batched)).fitted(free)
+        labels = ["CFG in turn"] if is_batched and not batched else []
+        labels += [describe_lean(lean)] if lean != LeanConfig() else []
+        label = f"{' and '.join(labels)}, {BY_ITSELF}" if labels else ""
+        yield Way(label, num_bytes, calls, ram=work.ram_bytes)
 
 
 def _plan_text(files: PlannedFiles, precision: Precision, machine: Machine) -> StagePlan:

@@ -106,9 +106,8 @@ class SampleAdvice:
         self._terms = terms
         self._stage, self._request, self._machine = stage, request, machine
         self._narrow, self._is_fixed = narrow, is_fixed
-        is_batched = request.guidance.uses_cfg and request.guidance.batched
-        in_turn = replace(work, guidance=replace(request.guidance, batched=False))
-        self._asked = Setting((terms.cfg_in_turn,) if is_batched else (), in_turn, stage.weights, swap)
+        in_turn = replace(work, guidance=replace(request.guidance, batched=False))  # as a run does where it must
+        self._asked = Setting((), in_turn, stage.weights, swap)
 
     def lines(self) -> Iterator[str]:
         """The fewest options that make it fit, or a smaller video with all that help."""

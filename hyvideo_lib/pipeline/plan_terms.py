@@ -12,7 +12,6 @@ BY_ITSELF = "which happens by itself"
 class Terms:
     """Words for one place. Those with fields in braces are filled by `str.format`."""
 
-    cfg_in_turn: str
     tiles_fit: str
     storage: str
     no_prefetch: str
@@ -30,7 +29,6 @@ class Terms:
 
 
 COMMAND_LINE = Terms(
-    cfg_in_turn="--cfg-in-turn",
     tiles_fit="--tiles fit",
     storage="--storage-dtype {dtype}",
     no_prefetch="--prefetch 0",
@@ -45,7 +43,6 @@ COMMAND_LINE = Terms(
     beside_tiles={"frames": "--tile-frames", "overlap": "--tile-overlap"},
 )
 NODES = Terms(
-    cfg_in_turn="batched off on Guidance (CFG)",
     tiles_fit="tiles fit on {node}",
     storage="storage {dtype} on Load Transformer",
     no_prefetch="prefetch 0 on Block Swap",

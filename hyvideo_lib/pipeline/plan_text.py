@@ -54,7 +54,7 @@ def _stages(plan: Plan, terms: Terms) -> Iterator[str]:
 
 
 def _verdict(stage: StagePlan) -> str:
-    """ "fits", "fits with: CFG in turn (--cfg-in-turn)"."""
+    """ "fits", "fits with: tiles 128 x 128 x 144, --tiles fit"."""
     if not stage.fits:
         return "does not fit"
     slowly = ", slowly" if stage.is_slow else ""

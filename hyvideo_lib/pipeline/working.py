@@ -69,12 +69,12 @@ class SampleWork:
         """How lean the blocks should be, and what sampling takes then, with `free` bytes for weights and work together.
 
         None is without bound. The first of `lean_steps` beside which all weights stay, or that takes up to half of it
-        all; the last where none does.
+        all and leaves room for what must be there; the last where none does.
         """
-        weights = self.source.num_bytes if self.source else 0
+        weights, least = (self.source.num_bytes, self.source.least_bytes) if self.source else (0, 0)
         with attach(self.model, self.loras):
             ways = ((lean, self._bytes_in(lean)) for lean in lean_steps(self.model.config.num_heads))
-            return choose_way(ways, weights, free)
+            return choose_way(ways, weights, free, least)
 
     def _bytes_in(self, lean: LeanConfig) -> int:
         batch = 2 if self.guidance.uses_cfg and self.guidance.batched else 1

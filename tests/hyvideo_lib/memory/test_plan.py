@@ -49,11 +49,17 @@ def test_weights_lie_where_an_offloader_puts_them(sizes, budget, count, prefetch
     offloader.go_home()
 
 
-@given(works=st.lists(st.integers(0, 2**34), min_size=1), weights=st.integers(0, 2**35), free=st.integers(0, 2**36))
-def test_the_first_way_that_leaves_room_is_chosen(works: list[int], weights: int, free: int) -> None:
+@given(
+    works=st.lists(st.integers(0, 2**34), min_size=1),
+    weights=st.integers(0, 2**35),
+    free=st.integers(0, 2**36),
+    share=st.floats(0, 1),
+)
+def test_the_first_way_that_leaves_room_is_chosen(works: list[int], weights: int, free: int, share: float) -> None:
     works.sort(reverse=True)
-    chosen, work = choose_way(enumerate(works), weights, free)
-    room = max(free - weights, free // 2)
+    least = int(share * weights)
+    chosen, work = choose_way(enumerate(works), weights, free, least)
+    room = max(free - weights, min(free // 2, free - least))
     assert work == works[chosen]
     assert all(with_reserve(each) > room for each in works[:chosen])
     assert with_reserve(work) <= room or chosen == len(works) - 1

@@ -63,12 +63,12 @@ def test_what_would_make_sampling_fit_is_said_with_its_bytes():
     assert all(re.search(r"it fits then, with \d+\.\d\d GiB$", line) for line in lines)
 
 
-def test_with_cfg_every_line_names_what_it_was_counted_with():
+def test_with_cfg_what_is_advised_is_counted_in_turn_as_a_run_would_begin():
     request = replace(REQUEST, guidance=GuidanceConfig(cfg_scale=3.0))
     stage, _ = _plan_sample(request, sketch(), AUTO, True, Machine(0), BlockSwap())
     lines = advise(Machine(stage.device_short - 1), BlockSwap(), request)
-    assert all(line.startswith("try --cfg-in-turn --") and "it fits then" in line for line in lines)
-    assert [line.split()[2].rstrip(":") for line in lines] == [
+    assert all("it fits then" in line for line in lines)
+    assert [line.split()[1].rstrip(":") for line in lines] == [
         *("--storage-dtype", "--prefetch", "--cache-on-host", "--frames")
     ]
 
@@ -88,12 +88,11 @@ def test_options_are_advised_together_where_none_is_enough_and_what_is_advised_f
     found = []
     for line in advise(machine, BlockSwap(), request):
         pairs = re.findall(r"--([a-z-]+)(?: (?!--)([^\s:]+))?", line)
-        found.append(" ".join(f"--{name}" for name, _ in pairs if name != "cfg-in-turn"))
+        found.append(" ".join(f"--{name}" for name, _ in pairs))
         options = dict(pairs)
         changed = replace(
             request,
             frames=int(options.get("frames", request.frames)),
-            guidance=replace(request.guidance, batched="cfg-in-turn" not in options),
             cache=CacheConfig("teacache", on_host="cache-on-host" in options),
         )
         swap, storage = BlockSwap(prefetch=int(options.get("prefetch", 1))), options.get("storage-dtype")
