@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from ..errors import HyvError, RunFailed
+from ..errors import HyvError, MissingPackage, RunFailed
 
 LIBRARY = __name__.rsplit(".", 2)[0]
 PLAIN_INTERVAL = 5.0
@@ -121,12 +121,19 @@ def describe(error: HyvError) -> dict[str, str]:
     return {"code": error.code, "message": str(error)}
 
 
-def unexpected(error: Exception) -> RunFailed:
-    """What to say about an error that nobody planned for."""
-    told = RunFailed(
-        f"{type(error).__name__}: {error}. This should not have happened. Run again with --debug and report what it "
-        "prints, together with the output of `hyvideo doctor`."
-    )
+def unexpected(error: Exception) -> HyvError:
+    """What to say about an error that nobody planned for. A package that is missing mostly means another Python."""
+    told: HyvError
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(LIBRARY):
+        told = MissingPackage(
+            f"The package {error.name} is not installed for {sys.executable}. Run this with a Python that has it, such "
+            "as ComfyUI's, or install it; `python -m hyvideo_lib doctor` lists all that is missing."
+        )
+    else:
+        told = RunFailed(
+            f"{type(error).__name__}: {error}. This should not have happened. Run again with --debug and report what "
+            "it prints, together with the output of `hyvideo doctor`."
+        )
     told.__cause__ = error
     return told
 

@@ -88,6 +88,21 @@ def test_what_nobody_planned_for_is_told_in_words(capsys, monkeypatch):
     assert "--debug" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("name", "code"), [("torch", "missing_package"), ("hyvideo_lib.gone", "run_failed"), (None, "run_failed")]
+)
+def test_a_package_that_is_missing_is_named_with_the_python_that_lacks_it(capsys, monkeypatch, name, code):
+    def lacking(options, console):
+        raise ModuleNotFoundError("No module named", name=name)
+
+    monkeypatch.setattr(VERBS["doctor"], "run", lacking)
+    assert main(["doctor", "--json"]) == (2 if name == "torch" else 1)
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert told["code"] == code
+    if name == "torch":
+        assert sys.executable in told["message"]
+
+
 def test_ctrl_c_outside_the_work_ends_with_3(capsys, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
