@@ -38,10 +38,15 @@ def test_channels_tell_what_a_transformer_can_be(channels: tuple[int, int], vari
     [
         ("hunyuan.safetensors", None, "t2v", ()),
         ("hunyuan_t2v_720.safetensors", None, "t2v", ()),
-        ("hunyuan_I2V_fixed.safetensors", None, "t2v", ("Its name says i2v_token_replace", "choose i2v_token_replace")),
+        ("hunyuan_I2V_fixed.safetensors", None, "t2v", ("Its name says i2v_token_replace", "makes poor videos")),
         ("hunyuan_i2v.safetensors", "i2v_token_replace", "i2v_token_replace", ()),
         ("hunyuan_t2v.safetensors", "i2v_token_replace", "i2v_token_replace", ("Its name says t2v",)),
-        ("hunyuan_custom.safetensors", None, "t2v", ("choose custom_reference",)),
+        (
+            "hunyuan_custom.safetensors",
+            None,
+            "t2v",
+            ("Its name says custom_reference", "the tensors fit both", "makes poor videos"),
+        ),
         ("hunyuan_custom.safetensors", "custom_reference", "custom_reference", ()),
         ("skyreels.safetensors", None, "t2v", ("the tensors count, not the name",)),
     ],
