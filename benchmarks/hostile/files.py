@@ -28,6 +28,8 @@ from hyvideo_lib.errors import BadInput
 SECONDS = 5.0
 FACTOR = 2
 LARGE = 2**20
+M_MMAP_THRESHOLD = -3
+"""As glibc's malloc.h numbers it."""
 ALLOWANCE = 8 * 2**20
 """Bytes beyond FACTOR times the file that any reading may take: a header with as many lines as are free."""
 
@@ -188,7 +190,7 @@ def resident_peak(path: Path, read: Callable[[Path], str] = read_everything) -> 
     child = os.fork()
     if not child:
         try:
-            _trim_heap()
+            _settle_heap()
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
             before = _status("VmHWM")
             try:
@@ -206,11 +208,14 @@ def resident_peak(path: Path, read: Callable[[Path], str] = read_everything) -> 
     return int(text)
 
 
-def _trim_heap() -> None:
-    """Give what is free in the heap back to the system: what is taken from there would raise nothing."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def _settle_heap() -> None:
+    """Let what is measured not depend on what the process freed before: give what is free in the heap back to the
+    system, and take large pieces from there one by one. glibc takes them from its heap once such have been freed.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim") and hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, LARGE)
+        library.malloc_trim(0)
 
 
 def _status(field: str) -> int:
