@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
-import os
+import multiprocessing
 import re
 import signal
 import time
@@ -13,6 +12,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ from hyvideo_lib.errors import BadInput
 SECONDS = 5.0
 FACTOR = 2
 LARGE = 2**20
-M_MMAP_THRESHOLD = -3
-"""As glibc's malloc.h numbers it."""
 ALLOWANCE = 8 * 2**20
 """Bytes beyond FACTOR times the file that any reading may take: a header with as many lines as are free."""
 
@@ -80,6 +78,11 @@ def read_everything(path: Path) -> str:
         return error.code
     check_whole(header, tensors)
     return "loaded"
+
+
+def read_wastefully(path: Path) -> str:
+    """A reader that takes more than any may: what looks at memory has to see it."""
+    return str(len(b"x" * (FACTOR * path.stat().st_size + 8 * ALLOWANCE)))
 
 
 def check_message(error: object) -> None:
@@ -185,37 +188,29 @@ def run_cases(
 
 
 def resident_peak(path: Path, read: Callable[[Path], str] = read_everything) -> int:
-    """Bytes by which reading a file raises the resident memory of a process, from a fork of this one (Linux)."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            _settle_heap()
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-            before = _status("VmHWM")
-            try:
-                with time_limit():
-                    read(path)
-            except BaseException:  # counted elsewhere; here only memory is looked at
-                os.write(send, b"")
-            os.write(send, str(_status("VmHWM") - before).encode())
-        finally:
-            os._exit(0)
-    os.close(send)
-    with os.fdopen(receive, "rb") as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return int(text)
+    """Bytes by which reading a file raises the resident memory of a process (Linux).
 
-
-def _settle_heap() -> None:
-    """Let what is measured not depend on what the process freed before: give what is free in the heap back to the
-    system, and take large pieces from there one by one. glibc takes them from its heap once such have been freed.
+    Of one that has done nothing else: what another freed before decides what its heap gives back.
     """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim") and hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, LARGE)
-        library.malloc_trim(0)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_send_peak, args=(path, read, send))
+    process.start()
+    send.close()
+    with receive:
+        peak: int = receive.recv()
+    process.join()
+    process.close()
+    return peak
+
+
+def _send_peak(path: Path, read: Callable[[Path], str], send: Connection) -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = _status("VmHWM")
+    with contextlib.suppress(BaseException), time_limit():  # counted elsewhere; here only memory is looked at
+        read(path)
+    send.send(_status("VmHWM") - before)
 
 
 def _status(field: str) -> int:
