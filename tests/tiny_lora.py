@@ -9,8 +9,8 @@ import torch
 from tiny import TRANSFORMER
 from torch import Tensor
 
+from hyvideo_lib.checkpoint.lora_layers import layer_sizes
 from hyvideo_lib.lora import LowRank
-from hyvideo_lib.lora.names import layer_sizes
 
 RANK, SCALE = 3, 0.5
 
@@ -20,6 +20,7 @@ class Adding:
     """An adapter that adds what a function of the input and the output features says."""
 
     term: Callable[[Tensor, slice], Tensor]
+    reads_weight = False
 
     @property
     def origin(self) -> Hashable:
@@ -31,8 +32,8 @@ class Adding:
     def merging(self, tokens: int) -> None:
         pass
 
-    def __call__(self, x: Tensor, rows: slice) -> Tensor:
-        return self.term(x, rows)
+    def beside(self, rows: slice) -> Callable[[Tensor], Tensor]:
+        return lambda x: self.term(x, rows)
 
 
 def make_layers(
@@ -42,7 +43,7 @@ def make_layers(
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for name, layer in layer_sizes(TRANSFORMER).items():
-        if name in (names or ()) or (names is None and name != "img_in.proj"):
+        if name in (names or ()) or (names is None and name != "img_in.proj" and not layer.is_vector):
             down = torch.randn(RANK, layer.in_features, generator=generator) * layer.in_features**-0.5
             up = torch.randn(layer.out_features, RANK, generator=generator) * size
             layers[name] = LowRank(down.to(dtype), up.to(dtype), SCALE)

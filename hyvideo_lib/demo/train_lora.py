@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ KNOWN_SENTENCES = (*SENTENCES, *PARTIAL_SENTENCES)
 
 
 class Factors(nn.Module):
-    """The two matrices of one layer while they are trained; called as the layer calls its adapters.
+    """The two matrices of one layer while they are trained: one of the layer's adapters.
 
     The product starts at zero, so the first step begins at the model as it is.
     """
@@ -69,6 +70,7 @@ class Factors(nn.Module):
         self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
         self.scale = alpha / rank
         self.is_on = True
+        self.reads_weight = False
 
     @property
     def origin(self) -> Hashable:
@@ -80,6 +82,9 @@ class Factors(nn.Module):
 
     def merging(self, tokens: int) -> None:
         """Never: the factors are trained as they are."""
+
+    def beside(self, rows: slice) -> Callable[[Tensor], Tensor]:
+        return partial(self, rows=rows)
 
     def forward(self, x: Tensor, rows: slice) -> Tensor:
         if not self.is_on:

@@ -14,14 +14,16 @@ NAMES_TOLD = 10
 class Coverage:
     """What a LoRA file does to a transformer.
 
-    family: prefix, module names and suffix of its tensors, in words. matched: tensors that act; unmatched: the names of
-    those that do not. layers: how many are changed, of `all_layers`. ranks: every rank there is, rising. alphas: scale
-    times rank, likewise. double_blocks, single_blocks: indices of the blocks touched; others: layers outside of them.
-    norm: Frobenius norm of all that is added at strength 1.
+    family: prefix, module names and suffix of its tensors, in words. methods: LoRA, LoKr, DoRA, ... matched: tensors
+    that act; unmatched: the names of those that do not. layers: how many are changed, of `all_layers`. ranks: every
+    rank there is, rising. alphas: scale times rank of LoRA's products, likewise. double_blocks, single_blocks: indices
+    of the blocks touched; others: layers outside of them. norm: Frobenius norm of all that is added at strength 1; None
+    where that depends on the transformer's weights.
     """
 
     file: str
     family: str
+    methods: tuple[str, ...]
     matched: int
     unmatched: tuple[str, ...]
     layers: int
@@ -31,7 +33,7 @@ class Coverage:
     double_blocks: tuple[int, ...]
     single_blocks: tuple[int, ...]
     others: tuple[str, ...]
-    norm: float
+    norm: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON object."""
@@ -39,18 +41,23 @@ class Coverage:
 
     def describe(self) -> str:
         """One line for people."""
+        ranks = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else ""
+        alphas = f"alpha {', '.join(f'{alpha:g}' for alpha in self.alphas)}" if self.alphas else ""
+        how = ", ".join(filter(None, (" and ".join(self.methods), ranks, alphas)))
+        norm = "" if self.norm is None else f"; norm {self.norm:.4g}"
+        return (
+            f"{self.file}: {self.family}; {how}; {self.layers} of {self.all_layers} layers ({self.where()}){norm}; "
+            f"{self.matched} tensors matched, {len(self.unmatched)} not"
+        )
+
+    def where(self) -> str:
+        """The blocks that are touched, in words."""
         touched = [
             f"{kind} {spans(indices)}"
             for kind, indices in (("double", self.double_blocks), ("single", self.single_blocks))
             if indices
         ]
-        touched += [f"{len(self.others)} other layers"] if self.others else []
-        ranks = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else "whole differences"
-        alphas = f", alpha {', '.join(f'{alpha:g}' for alpha in self.alphas)}" if self.alphas else ""
-        return (
-            f"{self.file}: {self.family}; {ranks}{alphas}; {self.layers} of {self.all_layers} layers "
-            f"({', '.join(touched)}); norm {self.norm:.4g}; {self.matched} tensors matched, {len(self.unmatched)} not"
-        )
+        return ", ".join(touched + ([f"{len(self.others)} other layers"] if self.others else []))
 
     def warning(self) -> str | None:
         """What to say of tensors that match nothing; None if there are none."""

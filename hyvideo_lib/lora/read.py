@@ -1,47 +1,28 @@
-"""A LoRA file: its header resolved against a transformer's layers, then its tensors as views of the mapped file.
-
-All that can be wrong with names and shapes is found in the header, before any tensor is looked at.
-"""
+"""A LoRA file for transformers of one config: its tensors as views of the mapped file, and the report on it."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from ..checkpoint.keymap_tables import SWAP_HALVES
 from ..checkpoint.keymaps import apply_operation
-from ..checkpoint.read import Header, TensorInfo, map_tensors, read_header
-from ..errors import FileUnreadable, UnsupportedFile
+from ..checkpoint.lora_layers import MODULE_NAMES, layer_sizes
+from ..checkpoint.lora_tensors import ALPHA, BIAS_DIFF, MAGNITUDE, OFT_BLOCKS, UP_BIAS, method_names
+from ..checkpoint.read import Header, map_tensors, read_header
+from ..errors import UnsupportedFile
 from ..transformer import TransformerConfig
-from .coverage import Coverage, listed
-from .families import (
-    ALPHA,
-    BIAS_DIFF,
-    DIFF,
-    DOTTED_PREFIXES,
-    DOWN,
-    MODULE_NAMES,
-    UNDERSCORED_PREFIXES,
-    UP,
-    other_model,
-    refused_method,
-    split_suffix,
-)
-from .names import LayerSize, Place, every_name, layer_sizes
-from .scales import peft_scales, scale_from_alpha
+from .change import Change, SwappedHalves, Whole
+from .coverage import Coverage
+from .resolve import RELEASED, Module, Resolved, match_names, resolve
+from .roles import METHODS, Extent, decomposed
+from .scales import PeftScales, peft_scales, scale_from_alpha
 from .update import LowRank, Update
-
-RELEASED = TransformerConfig(16, 16, 3072, 24, 20, 40)
-"""HunyuanVideo's transformer, whose layers have every name that a LoRA for it can have."""
-FLOATS = frozenset(("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"))
-INTEGERS = frozenset(("int64", "int32", "int16", "int8", "uint8"))
-"""An alpha may also be one of these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,54 +37,29 @@ class Lora:
     coverage: Coverage
 
 
-@dataclass(frozen=True)
-class Module:
-    """The tensors of one module of a file, by role."""
-
-    name: str
-    place: Place
-    tensors: Mapping[str, TensorInfo]
-
-    @property
-    def rank(self) -> int | None:
-        """None without a product."""
-        return next(iter(self.tensors[DOWN].shape), 0) if DOWN in self.tensors else None
-
-
-@dataclass
-class Resolved:
-    """A header's tensors by module, and the names of those that belong to none."""
-
-    modules: list[Module] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-
-
 def read_lora(path: str | Path, config: TransformerConfig) -> Lora:
     """Read a LoRA for a transformer of these sizes.
 
     Raises FileMissing, FileTruncated, FileUnreadable, and UnsupportedFile: no tensor fits a layer, shapes of another
-    model, a method that is none of ours (DoRA, LoHa, LoKr, ...), NaN or infinity.
+    model, a method that is none of ours, NaN or infinity.
     """
     header = read_header(path)
     resolved = resolve(header, config)
-    tensors = map_tensors(header)
-    peft = peft_scales(header.metadata)
+    sizes = layer_sizes(config)
+    reader = _Reader(header, map_tensors(header), peft_scales(header.metadata))
     updates: dict[str, list[Update]] = {}
-    squares = 0.0
     for module in resolved.modules:
-        update = _read_update(module, tensors, header, peft.scale(module.name, module.rank or 1))
-        square = update.squared_norm()
-        if not math.isfinite(square):
+        update = reader.update(module, module.extent(sizes[module.place.layer]))
+        if not update.is_finite():
             raise UnsupportedFile(
                 f"{header.path.name} holds NaN or infinity in {module.name}: its training failed, or the file is "
                 "damaged. Use another copy or an earlier epoch of it."
             )
-        squares += square
         updates.setdefault(module.place.layer, []).append(update)
     return Lora(
         config,
         {layer: tuple(parts) for layer, parts in updates.items()},
-        _report(header, resolved, updates, len(layer_sizes(config)), math.sqrt(squares)),
+        _report(header, resolved, updates, len(sizes)),
     )
 
 
@@ -115,164 +71,99 @@ def check_names(path: str | Path) -> None:
     match_names(read_header(path), RELEASED)
 
 
-def resolve(header: Header, config: TransformerConfig) -> Resolved:
-    """Which layers the tensors of a header belong to, checked as far as a header tells. Raises as `read_lora`."""
-    resolved, sizes = match_names(header, config), layer_sizes(config)
-    for module in resolved.modules:
-        _check_shapes(module, sizes[module.place.layer], header.path.name)
-    _check_overlaps(resolved.modules, header.path.name)
-    return resolved
+@dataclass(frozen=True)
+class _Reader:
+    """Updates out of a file's tensors."""
 
+    header: Header
+    tensors: Mapping[str, Tensor]
+    peft: PeftScales
 
-def match_names(header: Header, config: TransformerConfig) -> Resolved:
-    """Which layers the names of a header belong to. Raises UnsupportedFile and FileUnreadable."""
-    name = header.path.name
-    if header.format == "gguf":
-        raise UnsupportedFile(f"{name} is a GGUF file. LoRAs are read as .safetensors; use that version of it.")
-    model = other_model(dict(header.metadata))
-    if model:
-        raise UnsupportedFile(f"{name} says in its metadata that it is a LoRA for {model}. Use one for HunyuanVideo.")
-    resolved, found = Resolved(), _group(header)
-    names = every_name(config)
-    for stem, roles in found.items():
-        place = names.get(stem)
-        if place is None or not roles.keys() - {ALPHA}:
-            resolved.unmatched += [info.name for info in roles.values()]
-        else:
-            resolved.modules.append(Module(stem, place, roles))
-    resolved.unmatched += [entry for entry in header.tensors if split_suffix(entry) is None]
-    methods = Counter(method for entry in header.tensors if (method := refused_method(entry)))
-    if methods:
-        [(method, count)] = methods.most_common(1)
-        raise UnsupportedFile(
-            f"{name} is {method} ({count} of its {len(header.tensors)} tensors), which is not supported. Supported are "
-            "LoRA and whole differences; extract one with the tool that made this file."
-        )
-    if not found:
-        raise UnsupportedFile(
-            f"{name} is no LoRA: none of its {len(header.tensors)} tensors is called like one's (.lora_down.weight, "
-            f".lora_A.weight, .diff, ...), but {listed(list(header.tensors))}. Choose another file."
-        )
-    if not resolved.modules:
-        raise UnsupportedFile(
-            f"None of the {len(header.tensors)} tensors in {name} belongs to a layer of this transformer: "
-            f"{listed(list(header.tensors))}. Use a LoRA for HunyuanVideo (double_blocks, single_blocks, or diffusers' "
-            "transformer_blocks)."
-        )
-    return resolved
+    def update(self, module: Module, extent: Extent) -> Update:
+        """What a module adds."""
+        place = module.place
+        tensors = {role: self.tensors[info.name] for role, info in module.tensors.items()}
+        scale = self._scale(module)
+        low_rank: LowRank | None = None
+        diff: Tensor | None = None
+        change: Change | None = None
+        for name in module.methods:
+            made = METHODS[name].make(tensors, extent, self._bound(module) if OFT_BLOCKS in tensors else scale)
+            if MAGNITUDE in tensors:
+                change = _in_our_order(decomposed(made, tensors[MAGNITUDE]), place.swaps_halves)
+            elif isinstance(made, LowRank):
+                low_rank = LowRank(made.down, _rows_in_our_order(made.up, place.swaps_halves), made.scale)
+            elif isinstance(made, Whole):
+                whole = made.diff if extent.size.is_vector else made.diff.flatten(1)
+                diff = _rows_in_our_order(whole, place.swaps_halves)
+            else:
+                change = _in_our_order(made, place.swaps_halves)
+        bias = self._bias(tensors, scale)
+        if bias is not None:
+            bias = _rows_in_our_order(bias, place.swaps_halves)
+        return Update(place.start, place.stop, low_rank, diff, bias, module.name, change)
 
-
-def _group(header: Header) -> dict[str, dict[str, TensorInfo]]:
-    """Tensors by what stands before their suffix, and by role."""
-    groups: dict[str, dict[str, TensorInfo]] = {}
-    for name, info in header.tensors.items():
-        parts = split_suffix(name)
-        if parts is None:
-            continue
-        stem, role = parts
-        roles = groups.setdefault(stem, {})
-        if role in roles:
-            raise FileUnreadable(f"{header.path.name} has {roles[role].name!r} and {name!r}, which are the same thing.")
-        roles[role] = info
-    return groups
-
-
-def _check_shapes(module: Module, size: LayerSize, file: str) -> None:
-    """Raises FileUnreadable for half a pair, UnsupportedFile for shapes or dtypes that do not fit the layer."""
-    tensors = module.tensors
-    if (DOWN in tensors) != (UP in tensors):
-        there, missing = (DOWN, UP) if DOWN in tensors else (UP, DOWN)
-        raise FileUnreadable(
-            f"{file} has the {there} matrix of {module.name} but not its {missing} matrix. Download or save it again."
-        )
-    rows = module.place.stop - module.place.start
-    rank = module.rank
-    wanted = {DOWN: (rank, size.in_features), UP: (rows, rank), DIFF: (rows, size.in_features), BIAS_DIFF: (rows,)}
-    for role, info in tensors.items():
-        if info.dtype not in (FLOATS | INTEGERS if role == ALPHA else FLOATS):
-            raise UnsupportedFile(
-                f"{file} stores {info.name} as {info.dtype}, but a LoRA holds floating-point numbers."
-            )
-        if role == ALPHA:
-            fits, accepted = info.numel == 1, "one number"
-        else:
-            accepted = " x ".join(map(str, wanted[role]))
-            fits = info.numel > 0 and _flat(info.shape) == wanted[role]
-        if not fits:
-            raise UnsupportedFile(
-                f"{file} does not fit this transformer: {info.name} is {' x '.join(map(str, info.shape)) or 'a number'}"
-                f", but {module.place.layer} needs {accepted}. It was made for another model or variant."
-            )
-
-
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a matrix, if the dimensions behind its second one are counted into that."""
-    return shape if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
-
-
-def _check_overlaps(modules: list[Module], file: str) -> None:
-    """Raises FileUnreadable if two modules of a file speak of the same rows: its effect would double."""
-    by_layer: dict[str, list[Module]] = {}
-    for module in modules:
-        by_layer.setdefault(module.place.layer, []).append(module)
-    for layer, parts in by_layer.items():
-        parts.sort(key=lambda module: module.place.start)
-        for first, second in pairwise(parts):
-            if second.place.start < first.place.stop:
-                raise FileUnreadable(
-                    f"{file} changes {layer} twice, as {first.name!r} and as {second.name!r}. It holds one LoRA in two "
-                    "layouts, or two LoRAs; use a file with one."
-                )
-
-
-def _read_update(module: Module, tensors: Mapping[str, Tensor], header: Header, scale: float) -> Update:
-    """What a module adds. scale: of its product, if no alpha stands beside it."""
-    operation = SWAP_HALVES if module.place.swaps_halves else ""
-
-    def read(role: str) -> Tensor | None:
-        if role not in module.tensors:
-            return None
-        tensor = tensors[module.tensors[role].name]
-        tensor = tensor.flatten(1) if tensor.ndim > 1 else tensor
-        return tensor if role == DOWN else apply_operation(operation, tensor)
-
-    down, up = read(DOWN), read(UP)
-    if ALPHA in module.tensors:
-        alpha = float(tensors[module.tensors[ALPHA].name].reshape(()))
+    def _scale(self, module: Module) -> float:
+        rank = module.rank
+        if rank is None:
+            return 1.0
+        if ALPHA not in module.tensors:
+            return self.peft.scale(module.hit.name, rank)
         try:
-            scale = scale_from_alpha(alpha, module.rank or 1)
+            return scale_from_alpha(self._alpha(module.tensors[ALPHA].name), rank)
         except ValueError as error:
             raise UnsupportedFile(
-                f"{header.path.name}: {error} in {module.name}. The file is damaged; use another."
+                f"{self.header.path.name}: {error} in {module.name}. The file is damaged; use another."
             ) from error
-    return Update(
-        module.place.start,
-        module.place.stop,
-        None if down is None or up is None else LowRank(down, up, scale),
-        read(DIFF),
-        read(BIAS_DIFF),
-        module.name,
-    )
+
+    def _alpha(self, name: str) -> float:
+        return float(self.tensors[name].reshape(()))
+
+    def _bound(self, module: Module) -> float:
+        """OFT's alpha, which is no scale."""
+        bound = self._alpha(module.tensors[ALPHA].name) if ALPHA in module.tensors else 0.0
+        if not math.isfinite(bound):
+            raise UnsupportedFile(
+                f"{self.header.path.name}: alpha is {bound} in {module.name}. The file is damaged; use another."
+            )
+        return bound
+
+    @staticmethod
+    def _bias(tensors: Mapping[str, Tensor], scale: float) -> Tensor | None:
+        """What is added to the bias: a difference as it is, a product's own bias scaled as the product."""
+        parts = [tensors[BIAS_DIFF]] if BIAS_DIFF in tensors else []
+        if UP_BIAS in tensors:
+            parts.append(tensors[UP_BIAS].float() * scale)
+        return None if not parts else parts[0] if len(parts) == 1 else parts[0].float() + parts[1]
 
 
-def _report(
-    header: Header, resolved: Resolved, updates: Mapping[str, list[Update]], all_layers: int, norm: float
-) -> Coverage:
-    products = [part.low_rank for parts in updates.values() for part in parts if part.low_rank]
+def _rows_in_our_order(tensor: Tensor, swaps_halves: bool) -> Tensor:
+    return apply_operation(SWAP_HALVES if swaps_halves else "", tensor)
+
+
+def _in_our_order(change: Change, swaps_halves: bool) -> Change:
+    return SwappedHalves(change) if swaps_halves else change
+
+
+def _report(header: Header, resolved: Resolved, updates: Mapping[str, list[Update]], all_layers: int) -> Coverage:
+    parts = [part for each in updates.values() for part in each]
+    products = [part.low_rank for part in parts if part.low_rank]
+    squares = [part.squared_norm() for part in parts]
     blocks = {kind: sorted(set(_indices(updates, f"{kind}_blocks."))) for kind in ("double", "single")}
     return Coverage(
         header.path.name,
         _family(resolved.modules),
+        method_names(role for module in resolved.modules for role in module.tensors),
         sum(len(module.tensors) for module in resolved.modules),
         tuple(resolved.unmatched),
         len(updates),
         all_layers,
-        tuple(sorted({product.rank for product in products})),
+        tuple(sorted({module.rank for module in resolved.modules if module.rank})),
         tuple(sorted({round(product.scale * product.rank, 6) for product in products})),
         tuple(blocks["double"]),
         tuple(blocks["single"]),
         tuple(sorted(layer for layer in updates if not layer.startswith(("double_blocks.", "single_blocks.")))),
-        norm,
+        None if None in squares else math.sqrt(sum(filter(None, squares))),
     )
 
 
@@ -292,16 +183,12 @@ def _family(modules: list[Module]) -> str:
     # A name that several layouts share counts for the first of them, so any name that only one layout has decides.
     layouts = Counter(module.place.layout for module in modules)
     layout = next(name for name in reversed(MODULE_NAMES) if layouts[name])
-    prefix = commonest(_prefix(module.name) for module in modules)
-    suffix = commonest(
-        module.tensors[role].name.removeprefix(module.name)
+    prefix = commonest(module.hit.prefix for module in modules)
+    ends = (
+        info.name.removeprefix(module.name)
         for module in modules
-        for role in (DOWN, DIFF, BIAS_DIFF)
-        if role in module.tensors
+        for role, info in module.tensors.items()
+        if role != ALPHA
     )
+    suffix = commonest(ends)
     return f"{prefix or 'no prefix'}, {MODULE_NAMES[layout]} module names, {suffix}"
-
-
-def _prefix(name: str) -> str:
-    prefixes = (*UNDERSCORED_PREFIXES, *sorted(DOTTED_PREFIXES, key=len, reverse=True))
-    return next(prefix for prefix in prefixes if name.startswith(prefix))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..attention import attend
 from .config import TransformerConfig
 from .modulation import NORM_EPS, Condition, Modulation, gate_spans, modulate_spans
-from .ops import Linear, Ops
+from .ops import Linear, Ops, VectorLayer
 from .rope import apply_rope
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(VectorLayer):
     """Root-mean-square norm over a head: statistics in float32, rounded to the input's dtype, then the gain."""
 
     def __init__(self, dim: int) -> None:
@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype) * self.weight.to(x.dtype)
+        return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype) * self.gain().to(x.dtype)
 
 
 class MLP(nn.Module):

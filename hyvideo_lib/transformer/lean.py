@@ -80,7 +80,7 @@ class Joint:
             del linears  # before the other stream's are made
 
     def _fill(self, stream: Stream, linears: Sequence[ReadyLinear], form: Form) -> None:
-        gains = stream.q_norm.weight, stream.k_norm.weight
+        gains = stream.q_norm.gain(), stream.k_norm.gain()
         for low, high, mods in pieces(stream.x, stream.spans, form.config):
             rotation = None if stream.turn is None else torch.view_as_real(stream.turn.rows(low, high))
             at = slice(stream.offset + low, stream.offset + high)

@@ -7,7 +7,7 @@ by definition. A weight already in the right dtype is used as it lies, without a
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,7 +42,11 @@ class Merging(Protocol):
 
 
 class Adapter(Protocol):
-    """What a LoRA adds to a layer's output: of its input and the wanted output features, a term of that shape."""
+    """What LoRAs add to a layer's output."""
+
+    @property
+    def reads_weight(self) -> bool:
+        """Whether what is added depends on the layer's weight, which must be whole then whenever it is asked."""
 
     @property
     def origin(self) -> Hashable:
@@ -54,7 +58,26 @@ class Adapter(Protocol):
     def merging(self, tokens: int) -> Merging | None:
         """How the term goes into the weight, for so many tokens of each item; None where it takes less time beside."""
 
-    def __call__(self, x: Tensor, rows: slice) -> Tensor: ...
+    def beside(self, rows: slice) -> Callable[[Tensor], Tensor]:
+        """A function of the layer's input: the term of these output features. It lasts while tokens are multiplied."""
+
+
+class VectorAdapter(Protocol):
+    """What LoRAs add to a norm's gain and shift."""
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None: ...
+
+    def with_weight(self, weight: Tensor) -> Tensor:
+        """The gain with the term in it; the one that is given is left alone."""
+
+    def with_bias(self, bias: Tensor) -> Tensor:
+        """The shift, likewise."""
+
+
+class Adaptable(Protocol):
+    """A layer that LoRAs can act on: a Linear, a Conv3d or a norm, each with adapters of its kind."""
+
+    adapters: tuple[Any, ...]
 
 
 class Product(Protocol):
@@ -90,13 +113,12 @@ class ReadyLinear:
     product: Product
     weight: Any
     bias: Tensor | None
-    adapters: tuple[Adapter, ...]
-    rows: slice
+    terms: tuple[Callable[[Tensor], Tensor], ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.product.multiply(x, self.weight, self.bias)
-        for adapter in self.adapters:
-            y += adapter(x, self.rows)
+        for term in self.terms:
+            y += term(x)
         return y
 
 
@@ -124,34 +146,33 @@ class Linear(nn.Linear):
         bias: Tensor | None = None if self.bias is None else self.bias[rows].to(like.dtype)
         beside: list[Adapter] = []
         tokens = like.shape[-2] if like.ndim > 1 else 1
+        loan = None if any(adapter.reads_weight for adapter in self.adapters) else self.loan
         for adapter in self.adapters:
             adapter.place(like.device, like.dtype)
-            merging = self._merging(adapter, tokens, rows) if isinstance(weight, Tensor) else None
+            merging = self._merging(adapter, tokens, rows, loan) if isinstance(weight, Tensor) else None
             if merging is None:
                 beside.append(adapter)
             else:
-                weight = self._merge(adapter, merging, weight, rows)
+                weight = self._merge(adapter, merging, weight, rows, loan)
                 bias = merging.with_bias(bias, rows)
-        return ReadyLinear(self.product, weight, bias, tuple(beside), rows)
+        return ReadyLinear(self.product, weight, bias, tuple(adapter.beside(rows) for adapter in beside))
 
-    def _merging(self, adapter: Adapter, tokens: int, rows: slice) -> Merging | None:
-        if self.loan is None:
+    def _merging(self, adapter: Adapter, tokens: int, rows: slice, loan: Loan | None) -> Merging | None:
+        if loan is None:
             return adapter.merging(tokens)
         start, stop, _ = rows.indices(self.out_features)
-        return self.loan.merging(adapter, tokens, start, stop)
+        return loan.merging(adapter, tokens, start, stop)
 
-    def _merge(self, adapter: Adapter, merging: Merging, weight: Tensor, rows: slice) -> Tensor:
+    def _merge(self, adapter: Adapter, merging: Merging, weight: Tensor, rows: slice, loan: Loan | None) -> Tensor:
         """The weight's rows with the term in them: where they lie if they are a copy or on loan, else in a copy."""
         is_own = self._rests_in(weight)
-        if is_own and (
-            self.loan is None or self.product is not DENSE
-        ):  # others make what they multiply from the weight
+        if is_own and (loan is None or self.product is not DENSE):  # others make what they multiply from the weight
             return merging.added(weight, rows)
         start, stop, _ = rows.indices(self.out_features)
-        for low, high in self.loan.lacking(adapter, start, stop) if self.loan else [(start, stop)]:
+        for low, high in loan.lacking(adapter, start, stop) if loan else [(start, stop)]:
             merging.add_(weight[low - start : high - start], slice(low, high))
-            if self.loan and is_own:
-                self.loan.note(adapter, merging, low, high)
+            if loan and is_own:
+                loan.note(adapter, merging, low, high)
         return weight
 
     def _rests_in(self, tensor: Tensor) -> bool:
@@ -164,7 +185,7 @@ class Linear(nn.Linear):
 
 
 class Conv3d(nn.Conv3d):
-    """nn.Conv3d whose weight is cast on use. adapters: as Linear's, of all output channels."""
+    """nn.Conv3d whose weight is cast on use. adapters: as Linear's, of all output channels, always beside."""
 
     adapters: tuple[Adapter, ...] = ()
 
@@ -172,5 +193,28 @@ class Conv3d(nn.Conv3d):
         y = self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
         for adapter in self.adapters:
             adapter.place(x.device, x.dtype)
-            y = y + adapter(x, slice(None))
+            y = y + adapter.beside(slice(None))(x)
         return y
+
+
+class VectorLayer(nn.Module):
+    """A norm whose gain, and shift if it has one, LoRAs can act on."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    adapters: tuple[VectorAdapter, ...] = ()
+
+    def gain(self) -> Tensor:
+        """[N]: the weight as it is stored, or in float32 with what LoRAs add."""
+        weight: Tensor = self.weight
+        for adapter in self.adapters:
+            weight = adapter.with_weight(weight)
+        return weight
+
+    def shift(self) -> Tensor:
+        """[N], likewise of the bias."""
+        assert self.bias is not None
+        bias: Tensor = self.bias
+        for adapter in self.adapters:
+            bias = adapter.with_bias(bias)
+        return bias

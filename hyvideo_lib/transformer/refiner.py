@@ -16,7 +16,7 @@ from ..attention.sdpa import sdpa
 from .config import TransformerConfig
 from .embedders import ContextEmbed, ScalarEmbed
 from .modulation import NORM_EPS
-from .ops import Ops
+from .ops import Ops, VectorLayer
 
 MLP_RATIO = 4
 """Of the refiner, whatever the main blocks' ratio is."""
@@ -39,21 +39,21 @@ class RefinerBlock(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.num_heads = config.num_heads
-        self.norm1 = nn.LayerNorm(size, eps=NORM_EPS)
+        self.norm1 = LayerNorm(size)
         self.self_attn_qkv = ops.Linear(size, 3 * size)
         self.self_attn_proj = ops.Linear(size, size)
-        self.norm2 = nn.LayerNorm(size, eps=NORM_EPS)
+        self.norm2 = LayerNorm(size)
         self.mlp = RefinerMLP(size, MLP_RATIO * size, ops)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), ops.Linear(size, 2 * size))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, L, D]; context [B, D]; mask bool [B, 1, L, L] or None."""
         gate_attn, gate_mlp = self.adaLN_modulation(context).unsqueeze(1).chunk(2, dim=-1)
-        qkv = self.self_attn_qkv(layer_norm(self.norm1, x)).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.self_attn_qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, N, L, D] each
         out = sdpa(q, k, v, mask).transpose(1, 2).flatten(2)
         x = x + gate_attn * self.self_attn_proj(out)
-        return x + gate_mlp * self.mlp(layer_norm(self.norm2, x))
+        return x + gate_mlp * self.mlp(self.norm2(x))
 
 
 class RefinerMLP(nn.Module):
@@ -66,9 +66,17 @@ class RefinerMLP(nn.Module):
         return self.fc2(F.silu(self.fc1(x)))
 
 
-def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """The norm in float32, rounded to x's dtype."""
-    return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
+class LayerNorm(VectorLayer):
+    """The norm over a token's features, in float32, rounded to the input's dtype."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain, shift = self.gain().float(), self.shift().float()
+        return F.layer_norm(x.float(), x.shape[-1:], gain, shift, NORM_EPS).to(x.dtype)
 
 
 class TokenRefiner(nn.Module):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyvideo_lib.lora.families import DOTTED_PREFIXES, MODULE_NAMES, SUFFIXES, UNDERSCORED_PREFIXES, split_suffix
-from hyvideo_lib.lora.names import every_name, layer_places, layer_sizes
+from hyvideo_lib.checkpoint.lora_layers import MODULE_NAMES, every_name, layer_places, layer_sizes, words_of
+from hyvideo_lib.checkpoint.lora_match import match_modules
+from hyvideo_lib.checkpoint.lora_tensors import split_name
 from hyvideo_lib.transformer import TransformerConfig
 
 CONFIGS = st.builds(
@@ -31,24 +32,33 @@ def test_in_every_layout_the_parts_of_a_layer_are_all_of_its_rows_in_order(confi
             assert {place.layer for place in places} == {layer}
 
 
+WORD = st.text("abcxyz", min_size=1, max_size=5).map(lambda word: f"q{word}")  # no layer has one of these
+PREFIX = st.lists(WORD, max_size=3).map(lambda words: "".join(f"{word}." for word in words))
+
+
 @settings(max_examples=10)
-@given(config=CONFIGS)
-def test_every_name_with_every_prefix_means_the_same_place(config: TransformerConfig) -> None:
-    names = every_name(config)
+@given(config=CONFIGS, prefix=PREFIX, mark=st.sampled_from("._"))
+def test_every_name_behind_any_words_means_the_same_place(config: TransformerConfig, prefix: str, mark: str) -> None:
     for layout in MODULE_NAMES:
+        expected = {}
         for layer, size in layer_sizes(config).items():
             for name, place in layer_places(layer, size.out_features, layout, config.hidden_size):
-                flat = name.replace(".", "_")
-                spelled = [prefix + name for prefix in DOTTED_PREFIXES]
-                for spelling in (*spelled, *(prefix + flat for prefix in UNDERSCORED_PREFIXES)):
-                    found = names[spelling]
-                    assert (found.layer, found.start, found.stop) == (place.layer, place.start, place.stop)
+                expected[(prefix + name).replace(".", mark)] = place
+                assert every_name(config)[words_of(name)][1].layer == layer
+        hits = match_modules(expected, config)
+        assert hits.keys() == expected.keys()
+        for stem, place in expected.items():
+            found = hits[stem].place
+            assert (found.layer, found.start, found.stop) == (place.layer, place.start, place.stop)
 
 
-@given(stem=st.text(min_size=1).filter(lambda stem: split_suffix(stem) is None), suffix=st.sampled_from(list(SUFFIXES)))
+SUFFIXES = (".lora_A.weight", ".lora_up.weight", ".alpha", ".lokr_w2_b", ".dora_scale", ".w_norm", ".lora_B.bias")
+
+
+@given(stem=st.text(min_size=1).filter(lambda stem: split_name(stem) is None), suffix=st.sampled_from(SUFFIXES))
 def test_a_suffix_comes_off_whole_and_leaves_what_stood_before(stem: str, suffix: str) -> None:
-    found = split_suffix(stem + suffix)
+    found = split_name(stem + suffix)
     assert found is not None
-    rest, role = found
-    assert stem + suffix == rest + next(end for end in SUFFIXES if (stem + suffix).endswith(end))
-    assert role == SUFFIXES[suffix]
+    assert (stem + suffix).startswith(found.stem)
+    assert (stem + suffix).endswith(suffix)
+    assert len(found.stem) <= len(stem)

@@ -17,11 +17,11 @@ from tiny_lora import make_layers
 from torch import Tensor
 
 from hyvideo_lib.checkpoint.joined import JoinedLinear
+from hyvideo_lib.checkpoint.lora_layers import LayerSize
 from hyvideo_lib.lora import LoraUse, LowRank, attach, read_lora
 from hyvideo_lib.lora.attaching import LinearAdapter
 from hyvideo_lib.lora.blocks import BlockChoice
 from hyvideo_lib.lora.cost import Cost, cost_of
-from hyvideo_lib.lora.names import LayerSize
 from hyvideo_lib.lora.update import Update, Weighted
 from hyvideo_lib.lora.write import lora_tensors
 from hyvideo_lib.memory import BlockSwap, Offloader
@@ -76,7 +76,7 @@ def beside(layer: Linear, x: Tensor, rows: slice) -> Tensor:
     """By definition: what the layer puts out, and the term."""
     (adapter,), layer.adapters = layer.adapters, ()
     adapter.place(x.device, x.dtype)
-    y = layer(x, rows) + adapter(x, rows)
+    y = layer(x, rows) + adapter.beside(rows)(x)
     layer.adapters = (adapter,)
     return y
 
@@ -108,7 +108,7 @@ def test_the_cost_of_updates_is_what_they_hold() -> None:
 def test_the_tokens_of_each_item_count(shape: tuple[int, ...]) -> None:
     """So that an item computes the same in whatever batch it is."""
     ready = layer_with(UPDATES["a product"]).ready(torch.zeros(shape))
-    assert len(ready.adapters) == (0 if len(shape) > 1 and shape[-2] == ENOUGH else 1)
+    assert len(ready.terms) == (0 if len(shape) > 1 and shape[-2] == ENOUGH else 1)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -117,14 +117,14 @@ def test_products_in_8_bits_have_it_beside_them(name: str) -> None:
     if name == "fp8":  # multiplies what rests in fp8
         layer.weight.data = layer.weight.to(torch.float8_e4m3fn)
     layer.product = PRODUCTS[name]
-    assert len(layer.ready(torch.zeros(ENOUGH, 32)).adapters) == 1
+    assert len(layer.ready(torch.zeros(ENOUGH, 32)).terms) == 1
 
 
 def test_what_such_a_product_leaves_dense_takes_it_in() -> None:
     layer = layer_with(UPDATES["a product"])
     layer.product = PRODUCTS["int8"]
-    assert layer.ready(torch.zeros(ENOUGH, 32), slice(0, 48)).adapters
-    assert not layer.ready(torch.zeros(ENOUGH, 32), slice(0, 13)).adapters  # no multiple of 8
+    assert layer.ready(torch.zeros(ENOUGH, 32), slice(0, 48)).terms
+    assert not layer.ready(torch.zeros(ENOUGH, 32), slice(0, 13)).terms  # no multiple of 8
 
 
 # What
@@ -287,7 +287,7 @@ def test_on_loan_a_term_goes_beside_but_to_rows_that_have_it() -> None:
             (few, slice(None), False),
         ):
             ready = layer.ready(x, rows)
-            assert bool(ready.adapters) == is_beside
+            assert bool(ready.terms) == is_beside
             assert relative_error(ready(x), wanted[x is many][:, rows]) <= 1e-6
 
 
@@ -296,9 +296,9 @@ def test_on_loan_products_in_8_bits_find_the_weight_as_it_came() -> None:
     layer.product = PRODUCTS["int8"]
     home = layer.weight.data.clone()
     with on_loan([layer]):
-        assert not layer.ready(x, slice(0, 13)).adapters  # dense: no multiple of 8
+        assert not layer.ready(x, slice(0, 13)).terms  # dense: no multiple of 8
         assert torch.equal(layer.weight, home)
-        assert layer.ready(x, slice(0, 48)).adapters
+        assert layer.ready(x, slice(0, 48)).terms
 
 
 # In a model
@@ -407,7 +407,7 @@ def test_a_model_multiplies_merged_weights_for_long_videos_and_none_for_short_on
 ) -> None:
     ready: list[bool] = []
     original = Linear.ready
-    monkeypatch.setattr(Linear, "ready", lambda *args: (made := original(*args), ready.append(not made.adapters))[0])
+    monkeypatch.setattr(Linear, "ready", lambda *args: (made := original(*args), ready.append(not made.terms))[0])
     model, use = tiny_transformer(), read(save)
     with torch.no_grad(), attach(model, [use]):
         model(**transformer_inputs(**LONG))

@@ -11,6 +11,7 @@ from tiny import GOLDENS, TRANSFORMER
 from tiny_lora import RANK, SCALE, make_layers
 from torch import Tensor
 
+from hyvideo_lib.checkpoint.lora_layers import layer_sizes
 from hyvideo_lib.errors import FileMissing, FileUnreadable, UnsupportedFile
 from hyvideo_lib.lora import FAMILIES, check_names, read_lora
 from hyvideo_lib.lora.scales import PEFT_METADATA
@@ -135,7 +136,8 @@ def test_the_report_tells_what_is_touched(save: Save) -> None:
     layers = make_layers(("double_blocks.1.img_attn_qkv", "single_blocks.0.linear1", "final_layer.adaLN_modulation.1"))
     tensors = {**lora_tensors(layers, "diffusers", HIDDEN), "text_encoder.q.lora_A.weight": torch.zeros(2, 2)}
     coverage = read_lora(save(tensors), TRANSFORMER).coverage
-    assert (coverage.matched, coverage.layers, coverage.all_layers) == (16, 3, 50)
+    sizes = layer_sizes(TRANSFORMER)
+    assert (coverage.matched, coverage.layers, coverage.all_layers) == (16, 3, len(sizes))
     assert coverage.unmatched == ("text_encoder.q.lora_A.weight",)
     assert coverage.ranks == (RANK,)
     assert (coverage.double_blocks, coverage.single_blocks) == ((1,), (0,))
@@ -174,12 +176,23 @@ def test_alpha_in_the_report_is_scale_times_rank() -> None:
 # Refused
 
 REFUSED = [
-    ("dora_scale", {f"{NAME}.dora_scale": torch.ones(HIDDEN)}, "is DoRA"),
-    ("magnitude", {f"{NAME}.lora_magnitude_vector": torch.ones(HIDDEN)}, "is DoRA"),
-    ("loha", {f"{NAME}.hada_w1_a": torch.ones(2, 2)}, "is LoHa"),
-    ("lokr", {f"{NAME}.lokr_w1": torch.ones(2, 2)}, "is LoKr"),
-    ("tucker", {f"{NAME}.lora_mid.weight": torch.ones(2, 2)}, "Tucker"),
-    ("set_weight", {f"{NAME}.set_weight": torch.ones(2, 2)}, "replacement weights"),
+    ("dora_scale", {f"{NAME}.dora_scale": torch.ones(HIDDEN + 1)}, "a length for each of 48 rows or 240 columns"),
+    ("magnitude", {f"{NAME}.lora_magnitude_vector": torch.ones(4, 12)}, "a length for each of 48 rows"),
+    (
+        "tucker",
+        {f"{NAME}.lora_mid.weight": torch.ones(2, 2)},
+        "needs a change of 48 x 240, which its LoRA with",
+    ),
+    ("set_weight", {f"{NAME}.set_weight": torch.ones(2, 2)}, "is replacement weights.*train it again"),
+    ("glora", {f"{NAME}.a1.weight": torch.ones(2, 2)}, "is GLoRA"),
+    ("a stranger", {f"{NAME}.unheard_of": torch.ones(2)}, "nothing here knows what that means"),
+    ("a stranger's weight", {f"{NAME}.unheard_of.weight": torch.ones(2)}, "nothing here knows what that means"),
+    ("bias of the product", {f"{NAME}.lora_B.bias": torch.ones(3)}, "needs 48"),
+    (
+        "two adapters",
+        {f"transformer.{LAYER.replace('.0.', '.1.')}.lora_A.{name}.weight": torch.ones(1, 1) for name in "ab"},
+        "holds two adapters, 'a'",
+    ),
     ("nan", {f"{NAME}.lora_A.weight": torch.full((RANK, 240), float("nan"))}, "NaN or infinity in transformer.single"),
     ("inf", {f"{NAME}.lora_B.weight": torch.full((48, RANK), float("inf"))}, "NaN or infinity"),
     ("rank", {f"{NAME}.lora_A.weight": torch.ones(RANK + 1, 240)}, "does not fit"),
@@ -221,9 +234,11 @@ def test_a_file_that_is_no_lora_is_refused(save: Save, tmp_path: Path) -> None:
 def test_names_are_checked_before_the_transformer_is_known(save: Save) -> None:
     check_names(save(pair()))  # of shapes that the released transformer does not have
     check_names(GOLDENS / "lora_tiny.diffusers_split.safetensors")
-    for name, words in (("blocks.0.q.lora_A", "None of the 1 tensors"), (f"{NAME}.lokr_w1", "is LoKr")):
+    for name, words in (("blocks.0.q.lora_A", "None of the 1 tensors"), (f"{NAME}.a1.weight", "is GLoRA")):
         with pytest.raises(UnsupportedFile, match=words):
             check_names(save({name: torch.ones(2, 2)}))
+    with pytest.raises(FileUnreadable, match=r"lokr_w1 of .*, which do not make a whole of any method"):
+        check_names(save({f"{NAME}.lokr_w1": torch.ones(2, 2)}))
 
 
 @pytest.mark.parametrize("key", ["modelspec.architecture", "ss_base_model_version"])

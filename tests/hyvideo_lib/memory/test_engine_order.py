@@ -44,6 +44,7 @@ class Added:
     """An adapter that goes into the weight, and so into the slot where that is on loan."""
 
     origin = None
+    reads_weight = False
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         pass

@@ -1,11 +1,12 @@
-"""Where a LoRA's module is in the model: every name it may have, made from the model's own list of layers.
+"""The layers that a LoRA can act on, and every name that they have: made from the model's own list of layers.
 
 Names with underscores for dots cannot be taken apart again (`img_attn_qkv` has some of its own), so nothing is parsed:
-each layer's name is written in every layout and with every prefix, and a file's names are looked up.
+each layer's name is written in every layout, dots and underscores are made equal, and a file's names are looked up.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,19 +14,31 @@ from types import MappingProxyType
 
 from torch import nn
 
-from ..checkpoint.blueprint import build_meta_transformer
-from ..checkpoint.keymap_tables import SWAP_HALVES
-from ..checkpoint.keymaps import part_rows, their_names
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
-from .families import DOTTED_PREFIXES, MODULE_NAMES, UNDERSCORED_PREFIXES
+from .blueprint import build_meta_transformer
+from .keymap_tables import SWAP_HALVES
+from .keymaps import part_rows, their_names
+
+MODULE_NAMES = {"tencent": "Tencent's", "comfyui": "ComfyUI's", "diffusers": "diffusers'"}
+"""Layouts that modules are named in, and whose names they are."""
+RELEASED = TransformerConfig(16, 16, 3072, 24, 20, 40)
+"""HunyuanVideo's transformer, whose layers have every name that a LoRA for it can have."""
+
+Words = tuple[str, ...]
+_MARK = re.compile(r"[._]+")
 
 
 @dataclass(frozen=True)
 class LayerSize:
-    """Of a layer that can have a LoRA. in_features counts a convolution's kernel as well."""
+    """Of a layer that a LoRA can act on. in_features counts a convolution's kernel as well.
+
+    is_vector: its weight is a vector of out_features numbers, a norm's gain; in_features is 1 then.
+    """
 
     out_features: int
     in_features: int
+    has_bias: bool = True
+    is_vector: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,16 +56,19 @@ class Place:
 
 
 def adaptable_layers(model: nn.Module) -> dict[str, LayerSize]:
-    """The layers that can have a LoRA, by path: those with `adapters`, whatever their weights are stored as."""
+    """The layers that a LoRA can act on, by path: those with `adapters`, whatever their weights are stored as."""
     sizes = {}
     for name, layer in model.named_modules():
         if not hasattr(layer, "adapters"):
             continue
+        has_bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
-            sizes[name] = LayerSize(layer.out_features, layer.in_features)
+            sizes[name] = LayerSize(layer.out_features, layer.in_features, has_bias)
         elif isinstance(layer, nn.Conv3d):
             kernel = layer.kernel_size[0] * layer.kernel_size[1] * layer.kernel_size[2]
-            sizes[name] = LayerSize(layer.out_channels, layer.in_channels * kernel)
+            sizes[name] = LayerSize(layer.out_channels, layer.in_channels * kernel, has_bias)
+        elif isinstance(layer, nn.Module):
+            sizes[name] = LayerSize(layer.get_parameter("weight").numel(), 1, has_bias, is_vector=True)
     return sizes
 
 
@@ -76,15 +92,17 @@ def layer_places(layer: str, out_features: int, layout: str, hidden_size: int) -
     return places
 
 
+def words_of(name: str) -> Words:
+    """The words of a module's name, dots and underscores being equal."""
+    return tuple(word for word in _MARK.split(name) if word)
+
+
 @lru_cache(maxsize=8)
-def every_name(config: TransformerConfig) -> Mapping[str, Place]:
-    """Every name that a LoRA file may have for a layer of the model or for a part of it, and what it speaks of."""
-    table: dict[str, Place] = {}
+def every_name(config: TransformerConfig) -> Mapping[Words, tuple[str, Place]]:
+    """Each name of a layer of the model, or of a part of it, in every layout, and its place; by the name's words."""
+    table: dict[Words, tuple[str, Place]] = {}
     for layout in MODULE_NAMES:
         for layer, size in layer_sizes(config).items():
             for name, place in layer_places(layer, size.out_features, layout, config.hidden_size):
-                flat = name.replace(".", "_")
-                spelled = [prefix + name for prefix in DOTTED_PREFIXES] + [p + flat for p in UNDERSCORED_PREFIXES]
-                for entry in spelled:
-                    table.setdefault(entry, place)
+                table.setdefault(words_of(name), (name, place))
     return MappingProxyType(table)
