@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="a .safetensors or .gguf file, a folder of shards, or an .mp4 of ours",
+        help="a .safetensors or .gguf file, a folder of shards or of PEFT's, or an .mp4 of ours",
     )
 
 
@@ -50,16 +51,34 @@ def run(options: Namespace, console: Console) -> int:
 def _inspect(path: Path) -> tuple[dict[str, Any], str]:
     """A report for machines and one for people."""
     from ..checkpoint import inspect_file
+    from ..lora.alpha_report import peft_file
     from ..video import is_mp4, read_settings
 
     if not path.is_dir() and is_mp4(path):
         settings = read_settings(path)
-        entry = {"path": str(path), "file_size": path.stat().st_size, "kind": "video", "settings": settings}
-        return entry, _video_text(path, settings)
+        size = path.stat().st_size
+        return {"path": str(path), "file_size": size, "kind": "video", "settings": settings}, _video_text(
+            path, settings
+        )
     if path.suffix.lower() == ".mp4":
         raise FileUnreadable(f"{path.name} is called an mp4 but does not begin as one. Copy or make it again.")
-    report = inspect_file(path)
-    return report.to_dict(), _model_text(report)
+    file = peft_file(path)
+    report = inspect_file(file)
+    if file != path:
+        report = replace(report, notes=(f"In a folder of PEFT's or diffusers' ({path.name}).", *report.notes))
+    entry: dict[str, Any] = {}
+    if report.kind == "lora" and report.supported and file.is_file():
+        report, entry["alpha_sources"] = _with_alpha(report, file)
+    return {**report.to_dict(), **entry}, _model_text(report)
+
+
+def _with_alpha(report: FileReport, file: Path) -> tuple[FileReport, list[str]]:
+    """The report with what is said of a LoRA's alpha, and the places that state it."""
+    from ..lora.alpha_report import report_alpha
+
+    alpha = report_alpha(file)
+    notes = (*report.notes, *(f"Alpha: {place}." for place in alpha.places), *alpha.notes)
+    return replace(report, supported=not alpha.refusal, reason=alpha.refusal, notes=notes), list(alpha.places)
 
 
 def _video_text(path: Path, settings: Mapping[str, Any] | None) -> str:

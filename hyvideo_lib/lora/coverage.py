@@ -17,7 +17,8 @@ class Coverage:
     family: prefix, module names and suffix of its tensors, in words. matched: tensors that act; unmatched: the names of
     those that do not. layers: how many are changed, of `all_layers`. ranks: every rank there is, rising. alphas: scale
     times rank, likewise. double_blocks, single_blocks: indices of the blocks touched; others: layers outside of them.
-    norm: Frobenius norm of all that is added at strength 1.
+    norm: Frobenius norm of all that is added at strength 1. alpha_sources: the places that state alpha, in words.
+    notes: sentences on places that do not count.
     """
 
     file: str
@@ -32,6 +33,8 @@ class Coverage:
     single_blocks: tuple[int, ...]
     others: tuple[str, ...]
     norm: float
+    alpha_sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON object."""
@@ -47,9 +50,11 @@ class Coverage:
         touched += [f"{len(self.others)} other layers"] if self.others else []
         ranks = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else "whole differences"
         alphas = f", alpha {', '.join(f'{alpha:g}' for alpha in self.alphas)}" if self.alphas else ""
+        alphas += f" ({'; '.join(self.alpha_sources)})" if self.alpha_sources else ""
         return (
             f"{self.file}: {self.family}; {ranks}{alphas}; {self.layers} of {self.all_layers} layers "
             f"({', '.join(touched)}); norm {self.norm:.4g}; {self.matched} tensors matched, {len(self.unmatched)} not"
+            + "".join(f". {note.removesuffix('.')}" for note in self.notes)
         )
 
     def warning(self) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..checkpoint.keymaps import apply_operation
 from ..checkpoint.read import Header, TensorInfo, map_tensors, read_header
 from ..errors import FileUnreadable, UnsupportedFile
 from ..transformer import TransformerConfig
+from .alpha_sources import read_alpha_sources
 from .coverage import Coverage, listed
 from .families import (
     ALPHA,
@@ -33,8 +34,9 @@ from .families import (
     refused_method,
     split_suffix,
 )
+from .files import find_lora
 from .names import LayerSize, Place, every_name, layer_sizes
-from .scales import peft_scales, scale_from_alpha
+from .scales import Scale, Scales
 from .update import LowRank, Update
 
 RELEASED = TransformerConfig(16, 16, 3072, 24, 20, 40)
@@ -79,19 +81,22 @@ class Resolved:
 
 
 def read_lora(path: str | Path, config: TransformerConfig) -> Lora:
-    """Read a LoRA for a transformer of these sizes.
+    """Read a LoRA for a transformer of these sizes: a file, or a folder as PEFT and diffusers write them.
 
     Raises FileMissing, FileTruncated, FileUnreadable, and UnsupportedFile: no tensor fits a layer, shapes of another
     model, a method that is none of ours (DoRA, LoHa, LoKr, ...), NaN or infinity.
     """
-    header = read_header(path)
+    header = read_header(find_lora(path))
     resolved = resolve(header, config)
     tensors = map_tensors(header)
-    peft = peft_scales(header.metadata)
+    products = {_bare(module.name): module.rank for module in resolved.modules if module.rank}
+    scales, stated_by = Scales(read_alpha_sources(header, products)), []
     updates: dict[str, list[Update]] = {}
     squares = 0.0
     for module in resolved.modules:
-        update = _read_update(module, tensors, header, peft.scale(module.name, module.rank or 1))
+        scale = _read_scale(module, tensors, scales)
+        stated_by += [scale.source] if scale else []
+        update = _read_update(module, tensors, scale.value if scale else 1.0)
         square = update.squared_norm()
         if not math.isfinite(square):
             raise UnsupportedFile(
@@ -103,7 +108,11 @@ def read_lora(path: str | Path, config: TransformerConfig) -> Lora:
     return Lora(
         config,
         {layer: tuple(parts) for layer, parts in updates.items()},
-        _report(header, resolved, updates, len(layer_sizes(config)), math.sqrt(squares)),
+        replace(
+            _report(header, resolved, updates, len(layer_sizes(config)), math.sqrt(squares)),
+            alpha_sources=tuple(dict.fromkeys(stated_by)),
+            notes=scales.notes,
+        ),
     )
 
 
@@ -112,7 +121,7 @@ def check_names(path: str | Path) -> None:
 
     Raises as `read_lora` does; shapes are not looked at.
     """
-    match_names(read_header(path), RELEASED)
+    match_names(read_header(find_lora(path)), RELEASED)
 
 
 def resolve(header: Header, config: TransformerConfig) -> Resolved:
@@ -225,8 +234,16 @@ def _check_overlaps(modules: list[Module], file: str) -> None:
                 )
 
 
-def _read_update(module: Module, tensors: Mapping[str, Tensor], header: Header, scale: float) -> Update:
-    """What a module adds. scale: of its product, if no alpha stands beside it."""
+def _read_scale(module: Module, tensors: Mapping[str, Tensor], scales: Scales) -> Scale | None:
+    """Of a module's product; None without one."""
+    if not module.rank:
+        return None
+    alpha = float(tensors[module.tensors[ALPHA].name].reshape(())) if ALPHA in module.tensors else None
+    return scales.of(_bare(module.name), module.rank, alpha)
+
+
+def _read_update(module: Module, tensors: Mapping[str, Tensor], scale: float) -> Update:
+    """What a module adds. scale: of its product."""
     operation = SWAP_HALVES if module.place.swaps_halves else ""
 
     def read(role: str) -> Tensor | None:
@@ -237,14 +254,6 @@ def _read_update(module: Module, tensors: Mapping[str, Tensor], header: Header, 
         return tensor if role == DOWN else apply_operation(operation, tensor)
 
     down, up = read(DOWN), read(UP)
-    if ALPHA in module.tensors:
-        alpha = float(tensors[module.tensors[ALPHA].name].reshape(()))
-        try:
-            scale = scale_from_alpha(alpha, module.rank or 1)
-        except ValueError as error:
-            raise UnsupportedFile(
-                f"{header.path.name}: {error} in {module.name}. The file is damaged; use another."
-            ) from error
     return Update(
         module.place.start,
         module.place.stop,
@@ -300,6 +309,11 @@ def _family(modules: list[Module]) -> str:
         if role in module.tensors
     )
     return f"{prefix or 'no prefix'}, {MODULE_NAMES[layout]} module names, {suffix}"
+
+
+def _bare(name: str) -> str:
+    """A module's path in its model, which PEFT's patterns are about."""
+    return name.removeprefix(_prefix(name))
 
 
 def _prefix(name: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyvideo_lib.errors import FileMissing, FileUnreadable, UnsupportedFile
 from hyvideo_lib.lora import FAMILIES, check_names, read_lora
-from hyvideo_lib.lora.scales import PEFT_METADATA
+from hyvideo_lib.lora.alpha_sources import PEFT_METADATA
 from hyvideo_lib.lora.update import add_updates
 from hyvideo_lib.lora.write import lora_tensors
 

@@ -1,0 +1,56 @@
+"""Where a LoRA's alpha stands, from its header and what lies beside it: for `inspect`, which knows no transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint.read import Header, read_header
+from ..errors import UnsupportedFile
+from .alpha_sources import CONFIGS, read_alpha_sources
+from .families import ALPHA, DOTTED_PREFIXES, DOWN, split_suffix
+from .files import OWN_NAME, find_lora
+from .scales import TENSORS, Scales
+
+
+@dataclass(frozen=True)
+class AlphaReport:
+    """places: what states alpha, in words. notes: what does not count. refusal: why a loader refuses; empty if not."""
+
+    places: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    refusal: str = ""
+
+
+def report_alpha(path: str | Path) -> AlphaReport:
+    """Of a LoRA's file. Numbers in its tensors are not looked at. Raises what reading a header raises."""
+    header = read_header(path)
+    ranks, with_tensors = _ranks(header)
+    try:
+        scales = Scales(read_alpha_sources(header, ranks))
+        places = [
+            TENSORS if module in with_tensors else scales.of(module, rank).source for module, rank in ranks.items()
+        ]
+    except UnsupportedFile as error:
+        return AlphaReport(refusal=str(error))
+    return AlphaReport(tuple(dict.fromkeys(places)), scales.notes)
+
+
+def peft_file(path: Path) -> Path:
+    """The weights of a folder that PEFT or diffusers wrote for a LoRA; any other path itself. Raises as `find_lora`."""
+    is_peft = path.is_dir() and any((path / name).is_file() for name in (OWN_NAME, *CONFIGS))
+    return find_lora(path) if is_peft else path
+
+
+def _ranks(header: Header) -> tuple[dict[str, int], set[str]]:
+    """The ranks of modules by their paths without a known prefix, and those with an alpha tensor."""
+    ranks, with_tensors = {}, set()
+    prefixes = sorted(DOTTED_PREFIXES, key=len, reverse=True)
+    for name, info in header.tensors.items():
+        stem, role = split_suffix(name) or ("", "")
+        module = stem.removeprefix(next(prefix for prefix in prefixes if stem.startswith(prefix)))
+        if role == DOWN and info.shape and info.shape[0]:
+            ranks[module] = info.shape[0]
+        if role == ALPHA:
+            with_tensors.add(module)
+    return ranks, with_tensors
