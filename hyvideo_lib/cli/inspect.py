@@ -51,7 +51,7 @@ def run(options: Namespace, console: Console) -> int:
 def _inspect(path: Path) -> tuple[dict[str, Any], str]:
     """A report for machines and one for people."""
     from ..checkpoint import inspect_file
-    from ..lora.alpha_report import peft_file
+    from ..lora.alpha_report import peft_file, with_alpha
     from ..video import is_mp4, read_settings
 
     if not path.is_dir() and is_mp4(path):
@@ -66,19 +66,9 @@ def _inspect(path: Path) -> tuple[dict[str, Any], str]:
     report = inspect_file(file)
     if file != path:
         report = replace(report, notes=(f"In a folder of PEFT's or diffusers' ({path.name}).", *report.notes))
-    entry: dict[str, Any] = {}
-    if report.kind == "lora" and report.supported and file.is_file():
-        report, entry["alpha_sources"] = _with_alpha(report, file)
-    return {**report.to_dict(), **entry}, _model_text(report)
-
-
-def _with_alpha(report: FileReport, file: Path) -> tuple[FileReport, list[str]]:
-    """The report with what is said of a LoRA's alpha, and the places that state it."""
-    from ..lora.alpha_report import report_alpha
-
-    alpha = report_alpha(file)
-    notes = (*report.notes, *(f"Alpha: {place}." for place in alpha.places), *alpha.notes)
-    return replace(report, supported=not alpha.refusal, reason=alpha.refusal, notes=notes), list(alpha.places)
+    report, places = with_alpha(report, file)
+    alpha = {"alpha_sources": list(places)} if report.kind == "lora" else {}
+    return {**report.to_dict(), **alpha}, _model_text(report)
 
 
 def _video_text(path: Path, settings: Mapping[str, Any] | None) -> str:

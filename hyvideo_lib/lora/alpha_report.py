@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..checkpoint import FileReport
 from ..checkpoint.read import Header, read_header
 from ..errors import UnsupportedFile
 from .alpha_sources import CONFIGS, read_alpha_sources
@@ -34,6 +35,15 @@ def report_alpha(path: str | Path) -> AlphaReport:
     except UnsupportedFile as error:
         return AlphaReport(refusal=str(error))
     return AlphaReport(tuple(dict.fromkeys(places)), scales.notes)
+
+
+def with_alpha(report: FileReport, file: Path) -> tuple[FileReport, tuple[str, ...]]:
+    """A recogniser's report with what is said of a LoRA's alpha, and the places that state it; others as they are."""
+    if report.kind != "lora" or not report.supported or not file.is_file():
+        return report, ()
+    alpha = report_alpha(file)
+    notes = (*report.notes, *(f"Alpha: {place}." for place in alpha.places), *alpha.notes)
+    return replace(report, supported=not alpha.refusal, reason=alpha.refusal, notes=notes), alpha.places
 
 
 def peft_file(path: Path) -> Path:
