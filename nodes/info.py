@@ -71,8 +71,10 @@ class ModelInfo(io.ComfyNode):
 def describe_file(name: str) -> str:
     """The recogniser's report on a listed file, for people. Raises what it raises, and FileMissing."""
     from ..hyvideo_lib.checkpoint import inspect_file
+    from ..hyvideo_lib.lora.alpha_report import with_alpha
 
-    return describe_report(inspect_file(resolve(name, assets.TRANSFORMER, *ALL_KINDS)))
+    path = resolve(name, assets.TRANSFORMER, *ALL_KINDS)
+    return describe_report(with_alpha(inspect_file(path), path)[0])
 
 
 def describe_report(report: FileReport) -> str:

@@ -51,16 +51,31 @@ def check_choice(name: str, blocks: str) -> None:
 
 
 def read(path: Path, config: TransformerConfig) -> Lora:
-    """The LoRA in a file. It is read again only when the file has changed: another strength is not worth seconds."""
-    stat = path.stat()
-    return _read(path, (stat.st_size, stat.st_mtime_ns), config)
+    """The LoRA in a file. It is read again only when that or a configuration beside it has changed: another strength is
+    not worth seconds."""
+    return _read(path, file_stamp(path), config)
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Changes with a file, and with a configuration beside it, which may say its alpha."""
+    from ..hyvideo_lib.lora.alpha_sources import CONFIGS
+
+    stats = [path.stat(), *(config.stat() for name in CONFIGS if (config := path.parent / name).is_file())]
+    return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, stamp: tuple[int, int], config: TransformerConfig) -> Lora:
+def _read(path: Path, stamp: tuple[int, ...], config: TransformerConfig) -> Lora:
     from ..hyvideo_lib.lora import read_lora
 
     return read_lora(path, config)
+
+
+def _beside(name: str) -> str:
+    try:
+        return f"{file_stamp(resolve(name))[2:]};" if isinstance(name, str) else ""
+    except (FileMissing, OSError):
+        return ""
 
 
 class LoadLora(io.ComfyNode):
@@ -114,7 +129,7 @@ class LoadLora(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str = DEMO, **_: object) -> str:
         """Changes with the file, so that a LoRA trained anew under its old name is read again."""
-        return fingerprint(file, DEMO_FILES.get(file, assets.LORAS["kohya"]), *KINDS)
+        return fingerprint(file, DEMO_FILES.get(file, assets.LORAS["kohya"]), *KINDS) + _beside(file)
 
     @classmethod
     @names_its_errors
@@ -125,7 +140,7 @@ class LoadLora(io.ComfyNode):
 
         lora = read(resolve(file), model.model.config)
         use = LoraUse(lora, strength, parse_blocks(blocks))
-        report = "\n".join(filter(None, (use.describe(), lora.coverage.warning())))
+        report = "\n".join((use.describe(), *use.warnings().values()))
         comfy_host.show_text(cls.hidden.unique_id, report)
         return io.NodeOutput(replace(model, loras=(*model.loras, use)), report)
 

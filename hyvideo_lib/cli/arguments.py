@@ -147,9 +147,9 @@ def add_lora(parser: Parser, named: str = "") -> None:
         "--lora",
         action="append",
         default=[],
-        metavar="FILE[:STRENGTH[:BLOCKS]]",
-        help="a LoRA to add to the transformer, once for each; strength -10 to 10 (default: 1), blocks like "
-        f"'double 0-9, single' (default: all){named}",
+        metavar="PATH[:STRENGTH[:BLOCKS]]",
+        help="a LoRA to add to the transformer, once for each: a safetensors file, or a folder of PEFT's; strength -10 "
+        f"to 10 (default: 1), blocks like 'double 0-9, single' (default: all){named}",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="a .safetensors or .gguf file, a folder of shards, or an .mp4 of ours",
+        help="a .safetensors or .gguf file, a folder of shards or of PEFT's, or an .mp4 of ours",
     )
 
 
@@ -50,16 +51,24 @@ def run(options: Namespace, console: Console) -> int:
 def _inspect(path: Path) -> tuple[dict[str, Any], str]:
     """A report for machines and one for people."""
     from ..checkpoint import inspect_file
+    from ..lora.alpha_report import peft_file, with_alpha
     from ..video import is_mp4, read_settings
 
     if not path.is_dir() and is_mp4(path):
         settings = read_settings(path)
-        entry = {"path": str(path), "file_size": path.stat().st_size, "kind": "video", "settings": settings}
-        return entry, _video_text(path, settings)
+        size = path.stat().st_size
+        return {"path": str(path), "file_size": size, "kind": "video", "settings": settings}, _video_text(
+            path, settings
+        )
     if path.suffix.lower() == ".mp4":
         raise FileUnreadable(f"{path.name} is called an mp4 but does not begin as one. Copy or make it again.")
-    report = inspect_file(path)
-    return report.to_dict(), _model_text(report)
+    file = peft_file(path)
+    report = inspect_file(file)
+    if file != path:
+        report = replace(report, notes=(f"In a folder of PEFT's or diffusers' ({path.name}).", *report.notes))
+    report, places = with_alpha(report, file)
+    alpha = {"alpha_sources": list(places)} if report.kind == "lora" else {}
+    return {**report.to_dict(), **alpha}, _model_text(report)
 
 
 def _video_text(path: Path, settings: Mapping[str, Any] | None) -> str:

@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
         "is told. `generate --lora` leaves the weights alone and loses nothing."
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="the transformer: a file, or a folder of shards")
-    parser.add_argument("lora", type=Path, metavar="LORA", help="the LoRA: a .safetensors file")
+    parser.add_argument("lora", type=Path, metavar="LORA", help="the LoRA: a safetensors file, or a folder of PEFT's")
     parser.add_argument("out", type=Path, metavar="OUT", help="the new .safetensors file")
     parser.add_argument(
         "--strength",
@@ -43,10 +43,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Namespace, console: Console) -> int:
     from ..host import HeadlessHost
-    from ..lora import parse_blocks
+    from ..lora import find_lora, parse_blocks
     from ..lora.merge import merge_lora
 
-    check_apart(check_suffix(options.out, ".safetensors", "OUT"), options.model, options.lora)
+    check_apart(check_suffix(options.out, ".safetensors", "OUT"), options.model, find_lora(options.lora))
     progress = Progress(console)
     host = HeadlessHost("cpu", on_stage=progress.stage, on_step=progress.step)
     blocks = parse_blocks(options.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from argparse import Namespace
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from ..text import PromptTemplate
     from ..transformer import RopeSettings
 
-_LORA = re.compile(r"(?P<path>.*\.safetensors)(?::(?P<strength>[^:]*))?(?::(?P<blocks>[^:]*))?", re.I | re.S)
+_ENDING = r"(?::(?P<strength>[^:]*))?(?::(?P<blocks>[^:]*))?"
+_LORAS = (
+    re.compile(rf"(?P<path>.*\.(?:safetensors|sft)){_ENDING}", re.I | re.S),
+    re.compile(rf"(?P<path>(?:[A-Za-z]:(?=[\\/]))?[^:]+){_ENDING}", re.S),
+)
+"""A LoRA's path, strength and blocks where no such path is there: by a known suffix, else by colons, of which the one
+behind a Windows drive is none."""
 
 WORDS = {"none": None, "fit": "fit"}
 """Words for tiles that are no size."""
@@ -109,15 +116,27 @@ def lora_options(options: Namespace, named: Mapping[str, Path] = MappingProxyTyp
     choices = []
     for text in options.lora:
         head, colon, rest = text.partition(":")
-        match = _LORA.fullmatch(f"{named[head]}{colon}{rest}" if head in named else text)
-        if match is None:
-            raise InvalidSetting(
-                f"lora is {text!r}, but must be a .safetensors file, which a strength and blocks may follow: "
-                "style.safetensors, style.safetensors:0.8 or 'style.safetensors:0.8:double 0-9, single'."
-            )
-        strength = number(float, "The LoRA's strength", InvalidSetting)(match["strength"] or "1")
-        choices.append(LoraChoice(Path(match["path"]), strength, match["blocks"] or ""))
+        path, strength, blocks = _lora_parts(f"{named[head]}{colon}{rest}" if head in named else text)
+        factor = number(float, "The LoRA's strength", InvalidSetting)(strength or "1")
+        choices.append(LoraChoice(Path(path), factor, blocks))
     return tuple(choices)
+
+
+def _lora_parts(text: str) -> tuple[str, str, str]:
+    """Path, strength and blocks of a LoRA. What lies on the disk says where the path ends. Raises InvalidSetting."""
+    words = text.split(":")
+    for behind in range(min(3, len(words))):
+        path = ":".join(words[: len(words) - behind])
+        if path and os.path.exists(path):
+            strength, blocks, *_ = [*words[len(words) - behind :], "", ""]
+            return path, strength, blocks
+    match = next(filter(None, (pattern.fullmatch(text) for pattern in _LORAS)), None)
+    if match is None:
+        raise InvalidSetting(
+            f"lora is {text!r}, but must be a file or a folder, which a strength and blocks may follow: "
+            "style.safetensors, style.safetensors:0.8 or 'style.safetensors:0.8:double 0-9, single'."
+        )
+    return match["path"], match["strength"] or "", match["blocks"] or ""
 
 
 def cache_options(options: Namespace) -> CacheConfig | None:

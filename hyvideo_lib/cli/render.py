@@ -187,8 +187,7 @@ class Renderer:
     def _tell_loras(self) -> None:
         for use in self.loras:
             self.console.note(f"LoRA {use.describe()}")
-            warning = use.lora.coverage.warning()
-            if warning:
+            for warning in use.warnings().values():
                 self.console.note(f"Warning: {warning}")
 
     def _check(self, tasks: Sequence[Task]) -> None:
@@ -418,8 +417,8 @@ class Renderer:
         }
         if self.loras:
             report["loras"] = [use.lora.coverage.to_dict() for use in self.loras]
-            told = filter(None, (use.lora.coverage.warning() for use in self.loras))
-            report["warnings"] += [{"code": "lora_unmatched", "message": warning} for warning in told]
+            told = [entry for use in self.loras for entry in use.warnings().items()]
+            report["warnings"] += [{"code": code, "message": warning} for code, warning in told]
         if not failed and failure:
             return self.console.fail(failure, report)
         if not failed:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .blocks import ALL_BLOCKS, BlockChoice, parse_blocks
     from .cost import Cost
     from .coverage import Coverage
+    from .files import find_lora
     from .read import Lora, check_names, read_lora
     from .strength import MAX_STRENGTH, check_strength
     from .update import LowRank
@@ -21,6 +22,7 @@ else:
             "blocks": "ALL_BLOCKS BlockChoice parse_blocks",
             "cost": "Cost",
             "coverage": "Coverage",
+            "files": "find_lora",
             "read": "Lora check_names read_lora",
             "strength": "MAX_STRENGTH check_strength",
             "update": "LowRank",
@@ -41,6 +43,7 @@ __all__ = [
     "attach",
     "check_names",
     "check_strength",
+    "find_lora",
     "lora_bytes",
     "lora_costs",
     "parse_blocks",

@@ -53,6 +53,11 @@ class LoraUse:
         """The report on the file; one line for people."""
         return self.lora.coverage.describe()
 
+    def warnings(self) -> dict[str, str]:
+        """What a user should know of it, by codes: that it has no effect, that tensors of its file are not used."""
+        told = {"lora_idle": self.idle_reason(), "lora_unmatched": self.lora.coverage.warning()}
+        return {code: sentence for code, sentence in told.items() if sentence}
+
     def idle_reason(self) -> str | None:
         """A sentence on why it changes nothing, with what to do; None for one that acts."""
         file = self.lora.coverage.file

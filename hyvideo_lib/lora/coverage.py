@@ -18,7 +18,8 @@ class Coverage:
     that act; unmatched: the names of those that do not. layers: how many are changed, of `all_layers`. ranks: every
     rank there is, rising. alphas: scale times rank of LoRA's products, likewise. double_blocks, single_blocks: indices
     of the blocks touched; others: layers outside of them. norm: Frobenius norm of all that is added at strength 1; None
-    where that depends on the transformer's weights.
+    where that depends on the transformer's weights. alpha_sources: the places that state alpha, in words. notes:
+    sentences on the file.
     """
 
     file: str
@@ -34,6 +35,8 @@ class Coverage:
     single_blocks: tuple[int, ...]
     others: tuple[str, ...]
     norm: float | None
+    alpha_sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON object."""
@@ -43,11 +46,13 @@ class Coverage:
         """One line for people."""
         ranks = f"rank {', '.join(map(str, self.ranks))}" if self.ranks else ""
         alphas = f"alpha {', '.join(f'{alpha:g}' for alpha in self.alphas)}" if self.alphas else ""
+        alphas += f" ({'; '.join(self.alpha_sources)})" if alphas and self.alpha_sources else ""
         how = ", ".join(filter(None, (" and ".join(self.methods), ranks, alphas)))
         norm = "" if self.norm is None else f"; norm {self.norm:.4g}"
         return (
             f"{self.file}: {self.family}; {how}; {self.layers} of {self.all_layers} layers ({self.where()}){norm}; "
             f"{self.matched} tensors matched, {len(self.unmatched)} not"
+            + "".join(f". {note.removesuffix('.')}" for note in self.notes)
         )
 
     def where(self) -> str:

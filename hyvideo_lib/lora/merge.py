@@ -96,7 +96,8 @@ def merge_lora(
     metadata = merger.metadata(header.metadata)
     check_output(target, overwrite)
     host.stage("merging", len(pieces))
-    merged = [*_merged_before(header.metadata), {"file": Path(lora).name, "strength": strength}]
+    name = Path(lora).name or Path(lora).resolve().name
+    merged = [*_merged_before(header.metadata), {"file": name, "strength": strength}]
     with whole_file(target, overwrite) as temporary:
         write_safetensors(temporary, pieces, {**metadata, MERGED_KEY: json.dumps(merged)}, host)
         if not merger.loss.has_changed:

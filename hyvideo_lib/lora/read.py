@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -17,11 +17,13 @@ from ..checkpoint.lora_tensors import ALPHA, BIAS_DIFF, MAGNITUDE, OFT_BLOCKS, U
 from ..checkpoint.read import Header, map_tensors, read_header
 from ..errors import UnsupportedFile
 from ..transformer import TransformerConfig
+from .alpha_sources import read_alpha_sources
 from .change import Change, SwappedHalves, Whole
 from .coverage import Coverage
+from .files import find_lora
 from .resolve import RELEASED, Module, Resolved, match_names, resolve
 from .roles import METHODS, Extent, decomposed
-from .scales import PeftScales, peft_scales, scale_from_alpha
+from .scales import Scales
 from .update import LowRank, Update
 
 
@@ -38,15 +40,16 @@ class Lora:
 
 
 def read_lora(path: str | Path, config: TransformerConfig) -> Lora:
-    """Read a LoRA for a transformer of these sizes.
+    """Read a LoRA for a transformer of these sizes: a file, or a folder as PEFT and diffusers write them.
 
     Raises FileMissing, FileTruncated, FileUnreadable, and UnsupportedFile: no tensor fits a layer, shapes of another
     model, a method that is none of ours, NaN or infinity.
     """
-    header = read_header(path)
+    header = read_header(find_lora(path))
     resolved = resolve(header, config)
     sizes = layer_sizes(config)
-    reader = _Reader(header, map_tensors(header), peft_scales(header.metadata))
+    ranks = {module.hit.name: module.rank for module in resolved.modules if module.rank}
+    reader = _Reader(header, map_tensors(header), Scales(read_alpha_sources(header, ranks)))
     updates: dict[str, list[Update]] = {}
     for module in resolved.modules:
         update = reader.update(module, module.extent(sizes[module.place.layer]))
@@ -59,7 +62,11 @@ def read_lora(path: str | Path, config: TransformerConfig) -> Lora:
     return Lora(
         config,
         {layer: tuple(parts) for layer, parts in updates.items()},
-        _report(header, resolved, updates, len(sizes)),
+        replace(
+            _report(header, resolved, updates, len(sizes)),
+            alpha_sources=tuple(reader.stated_by),
+            notes=reader.scales.notes,
+        ),
     )
 
 
@@ -68,16 +75,17 @@ def check_names(path: str | Path) -> None:
 
     Raises as `read_lora` does; shapes are not looked at.
     """
-    match_names(read_header(path), RELEASED)
+    match_names(read_header(find_lora(path)), RELEASED)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Updates out of a file's tensors."""
+    """Updates out of a file's tensors. stated_by: the places that stated a scale so far."""
 
     header: Header
     tensors: Mapping[str, Tensor]
-    peft: PeftScales
+    scales: Scales
+    stated_by: dict[str, None] = field(default_factory=dict)
 
     def update(self, module: Module, extent: Extent) -> Update:
         """What a module adds."""
@@ -104,17 +112,14 @@ class _Reader:
         return Update(place.start, place.stop, low_rank, diff, bias, module.name, change)
 
     def _scale(self, module: Module) -> float:
+        """What a module's product is multiplied by; 1 without one."""
         rank = module.rank
         if rank is None:
             return 1.0
-        if ALPHA not in module.tensors:
-            return self.peft.scale(module.hit.name, rank)
-        try:
-            return scale_from_alpha(self._alpha(module.tensors[ALPHA].name), rank)
-        except ValueError as error:
-            raise UnsupportedFile(
-                f"{self.header.path.name}: {error} in {module.name}. The file is damaged; use another."
-            ) from error
+        alpha = self._alpha(module.tensors[ALPHA].name) if ALPHA in module.tensors else None
+        scale = self.scales.of(module.hit.name, rank, alpha)
+        self.stated_by[scale.source] = None
+        return scale.value
 
     def _alpha(self, name: str) -> float:
         return float(self.tensors[name].reshape(()))

@@ -14,7 +14,7 @@ from ..transformer import TransformerConfig
 
 @dataclass(frozen=True)
 class LoraChoice:
-    """A LoRA file, its strength (-10..10) and the blocks it acts on ("double 0-9, single"; nothing: all of them)."""
+    """A LoRA's file or folder, its strength (-10..10), and the blocks it acts on ("double 0-9, single"; "": all)."""
 
     path: Path
     strength: float = 1.0
@@ -27,7 +27,7 @@ class LoraChoice:
 
     def settings(self) -> dict[str, Any]:
         """What stands in a video's file."""
-        return {"file": self.path.name, "strength": self.strength, "blocks": self.blocks}
+        return {"file": self.path.name or self.path.resolve().name, "strength": self.strength, "blocks": self.blocks}
 
 
 def load_loras(choices: Sequence[LoraChoice], config: TransformerConfig) -> tuple[LoraUse, ...]:

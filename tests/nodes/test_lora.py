@@ -27,10 +27,23 @@ def use(lora, model):
 
 def test_the_list_has_the_folder_s_files_and_the_demo_s(lora, folder):
     (folder("models/loras") / "sub").mkdir()
-    for name in ("a.safetensors", "sub/b.safetensors", "c.pt", "d.gguf"):
+    for name in (
+        "a.safetensors",
+        "sub/adapter_model.safetensors",
+        "sub/adapter_config.json",
+        "c.pt",
+        "d.gguf",
+        "e.sft",
+    ):
         (folder("models/loras") / name).touch()
     options = next(entry for entry in lora.LoadLora.define_schema().inputs if entry.id == "file").options
-    assert options == ["a.safetensors", "sub/b.safetensors", "hyvideo-demo", "hyvideo-demo (diffusers names)"]
+    assert options == [
+        "a.safetensors",
+        "e.sft",
+        "sub/adapter_model.safetensors",
+        "hyvideo-demo",
+        "hyvideo-demo (diffusers names)",
+    ]
 
 
 def test_a_new_handle_comes_back_and_the_old_one_stays(lora, model):
@@ -114,8 +127,17 @@ def test_what_acts_is_told_on_the_node_and_as_text(lora, model, texts, folder, f
     assert "rank 4, alpha 2" in report
     assert "text_encoder.q.lora_A.weight" in report
     assert texts() == [report]
-    assert "adds nothing" not in report
-    assert "strength 0: adds nothing" in run(lora.LoadLora, model=model, strength=0.0)[1]
+    assert "no effect" not in report
+    assert "has no effect: its strength is 0" in run(lora.LoadLora, model=model, strength=0.0)[1]
+    elsewhere = run(lora.LoadLora, model=model, blocks="other")[1]
+    assert "has no effect: it changes nothing in the blocks that were chosen. It changes double 0-1" in elsewhere
+    zeros = {
+        name: torch.zeros_like(tensor) if "up" in name else tensor for name, tensor in load_file(files["kohya"]).items()
+    }
+    save_file(zeros, folder("models/loras") / "zeros.safetensors")
+    assert (
+        "has no effect: all that it would add is zero" in run(lora.LoadLora, model=model, file="zeros.safetensors")[1]
+    )
 
 
 def test_a_handle_s_description_names_its_loras(pack, use):
@@ -132,7 +154,7 @@ def test_a_handle_s_description_names_its_loras(pack, use):
         ({"blocks": "doubles"}, "choice of blocks"),
         ({"file": "broken.safetensors"}, "broken.safetensors"),
         ({"file": "wan.safetensors"}, "None of the 1 tensors"),
-        ({"file": "lokr.safetensors"}, "is LoKr"),
+        ({"file": "lokr.safetensors"}, "do not make a whole of any method"),
         ({"file": "flux.safetensors"}, "a LoRA for FLUX"),
         ({"file": "transformer.safetensors"}, "transformer.safetensors is no LoRA"),
     ],
@@ -175,3 +197,18 @@ def test_a_file_made_anew_under_its_name_is_read_again(lora, folder, files):
         widgets = {**defaults(lora.LoadLora), "file": "mine.safetensors"}
         prints.append(call(lora.LoadLora, "fingerprint_inputs", widgets))
     assert prints[0] != prints[1]
+
+
+def test_a_configuration_beside_a_file_made_anew_is_read_again(lora, model, folder, files):
+    path = folder("models/loras") / "adapter_model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(files["diffusers"]).items() if not name.endswith("alpha")}
+    save_file(tensors, path)
+    rank = next(tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name)
+    prints, norms = [], []
+    for alpha in (rank, 10 * rank):
+        (path.parent / "adapter_config.json").write_text(f'{{"r": {rank}, "lora_alpha": {alpha}}}')
+        widgets = {**defaults(lora.LoadLora), "file": path.name}
+        prints.append(call(lora.LoadLora, "fingerprint_inputs", widgets))
+        norms.append(run(lora.LoadLora, model=model, file=path.name)[0].loras[0].lora.coverage.norm)
+    assert prints[0] != prints[1]
+    assert norms[1] == pytest.approx(10 * norms[0])

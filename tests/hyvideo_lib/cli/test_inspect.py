@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
 
 from hyvideo_lib.cli import main
 
@@ -55,3 +59,37 @@ def test_what_is_only_called_a_video_is_told(hyvideo):
     Path("none.mp4").write_bytes(b"x")
     answer = hyvideo("inspect", "none.mp4")
     assert (answer.code, answer.error) == (2, "file_unreadable")
+
+
+def peft_folder(config: dict[str, object], name: str = "adapter_model.safetensors") -> Path:
+    """A folder as PEFT writes it, with a LoRA of rank 2."""
+    folder = Path("adapter")
+    folder.mkdir(exist_ok=True)
+    module = "base_model.model.double_blocks.0.img_attn_proj"
+    tensors = {f"{module}.lora_A.weight": torch.ones(2, 32), f"{module}.lora_B.weight": torch.ones(32, 2)}
+    save_file(tensors, folder / name)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_folder_of_peft_s_is_told_with_the_place_of_its_alpha(hyvideo):
+    folder = peft_folder({"peft_type": "LORA", "r": 2, "lora_alpha": 8})
+    (folder / "optimizer.safetensors").touch()
+    (entry,) = hyvideo("inspect", folder).report["files"]
+    assert (entry["kind"], entry["supported"]) == ("lora", True)
+    assert entry["alpha_sources"] == ["adapter_config.json beside it"]
+    assert any("folder of PEFT" in note for note in entry["notes"])
+
+
+def test_a_lora_that_its_configuration_rules_out_cannot_be_used(hyvideo):
+    folder = peft_folder({"peft_type": "LORA", "r": 2, "lora_alpha": 8, "init_lora_weights": "pissa"})
+    (entry,) = hyvideo("inspect", folder / "adapter_model.safetensors").report["files"]
+    assert (entry["kind"], entry["supported"]) == ("lora", False)
+    assert "pissa" in entry["reason"]
+
+
+def test_a_folder_with_a_pickled_adapter_is_told_what_to_do(hyvideo):
+    folder = peft_folder({"r": 2})
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    answer = hyvideo("inspect", folder)
+    assert (answer.code, answer.error) == (2, "unsupported_file")

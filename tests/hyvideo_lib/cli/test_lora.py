@@ -37,6 +37,11 @@ def lora(tmp_path: Path) -> Path:
         ("a.safetensors::single", "a.safetensors", 1.0, "single"),
         (r"C:\loras\a.SAFETENSORS:0.5", r"C:\loras\a.SAFETENSORS", 0.5, ""),
         ("b.safetensors/a.safetensors:1", "b.safetensors/a.safetensors", 1.0, ""),
+        ("a.sft:0.5", "a.sft", 0.5, ""),
+        ("a", "a", 1.0, ""),
+        ("folder/a:0.5:single", "folder/a", 0.5, "single"),
+        (r"C:\loras\a", r"C:\loras\a", 1.0, ""),
+        ("C:/loras/a:0.5", "C:/loras/a", 0.5, ""),
         ("mine", "named.safetensors", 1.0, ""),
         ("mine:0.25", "named.safetensors", 0.25, ""),
     ],
@@ -46,10 +51,39 @@ def test_the_option_is_a_file_a_strength_and_blocks(text: str, path: str, streng
     assert (choice.path, choice.strength, choice.blocks) == (Path(path), strength, blocks)
 
 
-@pytest.mark.parametrize("text", ["", "a.pt", "a.pt:1", "mine.x", "a.safetensors:1:2:3", "a.safetensors:much"])
+@pytest.mark.parametrize("text", ["", ":1", "a:1:2:3", "a.safetensors:1:2:3", "a.safetensors:much"])
 def test_what_is_no_such_option_is_refused(text: str) -> None:
     with pytest.raises(InvalidSetting):
         lora_options(Namespace(lora=[text]), {"mine": Path("named.safetensors")})
+
+
+@pytest.mark.parametrize("name", ["odd:1", "odd:1:single", "folder:2"])
+def test_what_lies_on_the_disk_says_where_the_path_ends(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for ending, strength, blocks in (("", 1.0, ""), (":0.5", 0.5, ""), ("::single", 1.0, "single")):
+        (choice,) = lora_options(Namespace(lora=[f"{tmp_path / name}{ending}"]))
+        assert (choice.path, choice.strength, choice.blocks) == (tmp_path / name, strength, blocks)
+
+
+@pytest.mark.parametrize("name", ["style.sft", "style", "folder", "adapter"])
+def test_contents_decide_whatever_the_path_is_called(generate, lora: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "given" / name
+    file = {"folder": path / "any.safetensors", "adapter": path / "adapter_model.safetensors"}.get(name, path)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(lora.read_bytes())
+    answer = generate("a red circle", "--lora", f"{path}:0.5:single", "--out", tmp_path / "x.mp4")
+    assert answer.code == 0, answer.stderr
+    (coverage,) = answer.report["loras"]
+    assert (coverage["file"], coverage["matched"]) == (file.name, 8)
+    (video,) = answer.report["videos"]
+    assert video["settings"]["loras"] == [{"file": name, "strength": 0.5, "blocks": "single"}]
+
+
+def test_a_pickle_and_a_missing_path_are_refused(generate, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "a.pt")
+    for name, code in (("a.pt", "unsupported_file"), ("b.pt", "file_missing"), ("style", "file_missing")):
+        answer = generate("a red circle", "--lora", f"{tmp_path / name}:0.5")
+        assert (answer.code, answer.error) == (2, code)
 
 
 def test_a_lora_changes_the_video_and_is_reported(generate, lora: Path, tmp_path: Path) -> None:
@@ -72,7 +106,16 @@ def test_a_lora_changes_the_video_and_is_reported(generate, lora: Path, tmp_path
     (coverage,) = texts["on"].report["loras"]
     assert (coverage["matched"], coverage["unmatched"], coverage["single_blocks"]) == (8, [], [0])
     assert "rank 2" in texts["on"].stderr
-    assert [name for name, answer in texts.items() if "strength 0: adds nothing" in answer.stderr] == ["off"]
+    idle = {
+        name: warning["message"]
+        for name, answer in texts.items()
+        for warning in answer.report["warnings"]
+        if warning["code"] == "lora_idle"
+    }
+    assert idle.keys() == {"off", "elsewhere"}
+    assert "has no effect: its strength is 0" in idle["off"]
+    assert "nothing in the blocks that were chosen. It changes single 0" in idle["elsewhere"]
+    assert all(f"Warning: {message}" in texts[name].stderr for name, message in idle.items())
     assert "loras" not in texts["none"].report
     (video,) = texts["twice"].report["videos"]
     assert video["settings"]["loras"] == [

