@@ -58,7 +58,9 @@ def test_words_for_people_name_the_file_and_the_seed(tiny_files, tmp_path, capsy
     assert "sampling: " in captured.err
 
 
-@pytest.mark.parametrize("prompt", ['"quoted" = ; # \\ \\n', "two\nlines\r\n\ttab", "ü 日本 🎥 \x01", "x" * 300_000])
+@pytest.mark.parametrize(
+    "prompt", ['"quoted" = ; # \\ \\n', "two\nlines\r\n\ttab", "ü 日本 👩\u200d🚀 \u200f", "x" * 300_000]
+)
 def test_any_prompt_comes_back_from_the_file(generate, hyvideo, prompt):
     answer = generate(prompt, "--out", "a.mp4", "--frames", 1, "--steps", 1)
     assert answer.code == 0
@@ -257,16 +259,41 @@ def test_every_option_of_guidance_reaches_the_run(generate):
     assert torch.allclose(latents_of("l.safetensors"), found["cfg"], atol=1e-4)
 
 
-def test_prompts_from_a_file_are_all_made_but_the_bad_line(generate):
-    lines = [b"\xef\xbb\xbf# three prompts", b"", b"a red circle", b"broken \xff bytes", b"  a blue square  \r", b""]
+def test_prompts_from_a_file_are_all_made(generate):
+    lines = [b"\xef\xbb\xbf# two prompts", b"", b"a red circle", b"  a blue square  \r", b""]
     Path("prompts.txt").write_bytes(b"\n".join(lines))
     answer = generate("--prompts-file", "prompts.txt", "--out", "a.mp4")
-    assert (answer.code, answer.error) == (2, "prompt_file")
+    assert answer.code == 0
     made = [(video["file"], video["prompt"], video["line"]) for video in answer.report["videos"]]
-    assert made == [("a-1.mp4", "a red circle", 3), ("a-3.mp4", "a blue square", 5)]
-    (failed,) = answer.report["failed"]
-    assert (failed["line"], failed["error"]["code"]) == (4, "prompt_file")
-    assert sorted(path.name for path in Path().glob("*.mp4")) == ["a-1.mp4", "a-3.mp4"]
+    assert made == [("a-1.mp4", "a red circle", 3), ("a-2.mp4", "a blue square", 4)]
+
+
+def test_a_file_of_prompts_with_a_line_that_is_not_text_makes_nothing(generate):
+    Path("prompts.txt").write_bytes(b"a red circle\nbroken \xff bytes\na blue square\n")
+    answer = generate("--prompts-file", "prompts.txt", "--out", "a.mp4")
+    assert (answer.code, answer.error) == (2, "prompt_file")
+    assert "line 2" in answer.message
+    assert [path.name for path in Path().iterdir()] == ["prompts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ([PROMPT, "a \x1b[1mcat"], "invalid_setting", "Prompt 2 of 2 holds U+001B at character 3"),
+        (
+            [PROMPT, "--negative", "a\x00b", "--cfg-scale", 3],
+            "invalid_setting",
+            "The negative prompt holds U+0000 at character 2",
+        ),
+        ([PROMPT, "--template-text", "a\x07 {}"], "invalid_template", "The prompt template holds U+0007"),
+        (["a c\ufffdt"], "invalid_setting", "The prompt holds U+FFFD at character 4"),
+    ],
+)
+def test_text_that_a_wrong_decoding_made_is_refused_from_every_option(generate, words, code, told):
+    answer = generate(*words, "--out", "a.mp4")
+    assert (answer.code, answer.error) == (2, code)
+    assert told in answer.message
+    assert list(Path().iterdir()) == []
 
 
 def test_a_prompt_among_others_makes_the_same_video_as_alone(generate):
