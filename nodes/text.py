@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..hyvideo_lib.errors import FileMissing, InvalidSetting, UnsupportedFile
-from ..hyvideo_lib.text import TEMPLATES, PromptTemplate
+from ..hyvideo_lib.text import TEMPLATES, PromptTemplate, plain_text
 from . import comfy_host
 from .node import CATEGORY, NOT_LINKED, check_inputs, names_its_errors, reported
 from .sockets import HYV_EMBEDS, HYV_TEMPLATE, HYV_TEXT, Embeds, TextHandle
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..hyvideo_lib.text import TextEmbeds
 
 CUSTOM = "custom"
+DEFAULT_PROMPT = "a red circle moving left on a black background"
 MAX_CACHED = 64
 """Encoded prompts kept with the encoders; each is a few MB at most."""
 EMBEDS_SUFFIX = ".embeds.safetensors"
@@ -87,7 +89,7 @@ class EncodePrompt(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    default="a red circle moving left on a black background",
+                    default=DEFAULT_PROMPT,
                     tooltip="What the video shows: subject, action, place, light, camera. Up to 256 tokens; what is "
                     "longer is cut, and the node says how much.",
                 ),
@@ -115,7 +117,17 @@ class EncodePrompt(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, template: str = "video", custom_template: Any = NOT_LINKED) -> bool | str:
+    def validate_inputs(
+        cls,
+        prompt: str | None = DEFAULT_PROMPT,
+        negative_prompt: str | None = "",
+        template: str = "video",
+        custom_template: Any = NOT_LINKED,
+    ) -> bool | str:
+        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            checked = check_inputs(cls, {name: text}, partial(plain_text, text or "", name))
+            if checked is not True:
+                return checked
         return check_inputs(cls, {"template": template}, lambda: check_template(template, custom_template))
 
     @classmethod
@@ -129,6 +141,7 @@ class EncodePrompt(io.ComfyNode):
         custom_template: PromptTemplate | None = None,
     ) -> io.NodeOutput:
         check_template(template, NOT_LINKED if custom_template is None else custom_template)
+        prompt, negative_prompt = plain_text(prompt, "prompt"), plain_text(negative_prompt, "negative_prompt")
         words = custom_template if template == CUSTOM else TEMPLATES[template]
         assert words is not None
         host = comfy_host.ComfyHost(cls.hidden.unique_id, text_encoders.managed[0].load_device)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, InvalidFrames, InvalidSetting, InvalidSize
+from ..text.plain import plain_text
 from .arguments import TEMPLATES, Parser, add_cache, add_device, add_lora, add_sampling, add_swap, add_tiles, number
 from .conflicts import check_conflicts
 from .options import (
@@ -47,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
         "--prompts-file",
         type=Path,
         metavar="FILE",
-        help="a prompt a line, in UTF-8; blank lines and lines beginning with # are skipped",
+        help="a prompt a line, in UTF-8 or with a byte order mark; blank lines and lines beginning with # are skipped",
     )
     files = parser.add_argument_group("model files (.safetensors; transformer and llm also GGUF; folders of parts)")
     files.add_argument("--transformer", type=Path, metavar="FILE", help="the diffusion transformer")
@@ -113,7 +114,8 @@ def _add_size(parser: Parser) -> None:
         "--fps",
         type=number(float, "--fps", InvalidSetting),
         metavar="X",
-        help=f"frames per second of the file (default: {FPS:g})",
+        help=f"frames per second of the file (default: {FPS:g}, or the input's); an input video at another rate is "
+        "resampled in time",
     )
     group.description = "The released model is made for 1280 x 720 and 960 x 544 with up to 129 frames."
 
@@ -121,7 +123,11 @@ def _add_size(parser: Parser) -> None:
 def _add_input(parser: Parser) -> None:
     group = parser.add_argument_group("video to video")
     group.add_argument(
-        "--input-video", type=Path, metavar="FILE", help="begin with this video, scaled and cropped to the size"
+        "--input-video",
+        type=Path,
+        metavar="FILE",
+        help="begin with this video or picture, scaled and cropped to the size; its first frames (129 unless --frames "
+        "says otherwise) one by one at its own rate, with their sound; what is found and taken is told",
     )
     group.add_argument("--input-latents", type=Path, metavar="FILE", help="begin with these latents")
     group.add_argument(
@@ -178,6 +184,9 @@ def _prompts(options: Namespace) -> list[PromptLine]:
         return read_prompts(options.prompts_file)
     if not options.prompts:
         raise BadInput("There is no prompt. Give one in quotes, or a file of them with --prompts-file.")
+    count = len(options.prompts)
+    for index, text in enumerate(options.prompts, 1):
+        plain_text(text, "The prompt" if count == 1 else f"Prompt {index} of {count}")
     return [PromptLine(text) for text in options.prompts]
 
 
@@ -228,8 +237,26 @@ def _tasks(options: Namespace, prompts: list[PromptLine], request: GenerateReque
     for prompt, names, keeps in zip(prompts, outputs, latents, strict=True):
         own = replace(request, prompt=prompt.text)
         for seed, name, keep in zip(own.seeds, names, keeps, strict=True):
-            tasks.append(Task(own, seed, name, prompt.number, keep, error=prompt.error))
+            tasks.append(Task(own, seed, name, prompt.number, keep))
     return tasks
+
+
+def _readable(prompt: object) -> str:
+    """The prompt that latents were made with, as a run takes one; other words where it is none."""
+    try:
+        return prompt if isinstance(prompt, str) and plain_text(prompt, "The prompt").strip() else "(unknown)"
+    except InvalidSetting:
+        return "(unknown)"
+
+
+def _without_sound(settings: dict[str, Any], console: Console) -> dict[str, Any]:
+    """The settings of latents, from which an input's sound cannot come; its loss is told."""
+    source: Any = settings.get("input")
+    taken = source.get("taken") if isinstance(source, dict) else None
+    if not isinstance(taken, dict) or not taken.get("sound"):
+        return settings
+    console.note("Warning: the sound of the input is lost, as latents hold none.")
+    return {**settings, "input": {**source, "taken": {**taken, "sound": False}}}
 
 
 def _decode(options: Namespace, console: Console) -> int:
@@ -241,9 +268,10 @@ def _decode(options: Namespace, console: Console) -> int:
         raise BadInput("Decoding needs the VAE: --vae FILE missing.")
     latents, settings = load_latents(options.decode)
     start = from_latents(options, latents, settings)
-    prompt, seed = settings.get("prompt"), settings.get("seed")
+    settings = _without_sound(settings, console)
+    seed = settings.get("seed")
     request = GenerateRequest(
-        prompt=prompt if isinstance(prompt, str) and prompt.strip() else "(unknown)",
+        prompt=_readable(settings.get("prompt")),
         width=start.width,
         height=start.height,
         frames=start.frames,

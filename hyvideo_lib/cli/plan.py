@@ -64,8 +64,10 @@ def run(options: Namespace, console: Console) -> int:
     if "transformer" in reports and not is_described:
         precision.check_device(device, reports["transformer"])
     plan = plan_run(request, files, precision, machine, torch.device(device), swap, start.kind)
+    if start.video:
+        console.note(start.video.sentences())
     console.say(describe_plan(plan))
-    console.result(plan.to_dict())
+    console.result(plan.to_dict() | ({"input": start.video.to_dict()} if start.video else {}))
     return 0 if plan.fits else OutOfMemory.exit_code
 
 

@@ -44,7 +44,7 @@ from ..pipeline import (
     tiles_settings,
 )
 from ..vae import Tiles
-from ..video import write_video
+from ..video import TakenVideo, write_video
 from .card import CardHost
 from .interrupt import stop_on_signals, telling_stops
 from .progress import Progress, duration
@@ -142,19 +142,23 @@ class Renderer:
         self.progress = Progress(console)
         self.host = CardHost(device, on_stage=self.progress.stage, on_step=self.progress.step)
         self.encoding_notices: list[Notice] = []
+        self._video: TakenVideo | None = None
         self._begin = time.perf_counter()
 
-    def render(self, tasks: Sequence[Task], start: Tensor | None = None, start_video: Tensor | None = None) -> int:
+    def render(self, tasks: Sequence[Task], start: Tensor | None = None, video: TakenVideo | None = None) -> int:
         """Make all videos, report, and return the exit code.
 
-        Tasks of one request stand together. start: unscaled latents to begin with; start_video: the same as frames
-        [F, H, W, 3].
+        Tasks of one request stand together. start: unscaled latents to begin with; video: the same as frames, whose
+        sound goes into every file.
         """
+        self._video = video
 
         def work() -> None:
             self._tell_loras()
             self._check(tasks)
-            self._run_stages(tasks, start, start_video)
+            if video:
+                self.console.note(video.sentences())
+            self._run_stages(tasks, start)
             self._write_ratios(tasks)
 
         return self._guarded(tasks, work)
@@ -203,13 +207,13 @@ class Renderer:
                     if task.keep:
                         check_output(task.keep, self.overwrite)
 
-    def _run_stages(self, tasks: Sequence[Task], start: Tensor | None, start_video: Tensor | None) -> None:
+    def _run_stages(self, tasks: Sequence[Task], start: Tensor | None) -> None:
         if not any(task.is_open for task in tasks):
             return
         shared = Clock(self.host)
-        if start_video is not None:
+        if self._video is not None:
             with closing(PixelStage(self.files.vae, self.precision, self.host, shared)) as pixels:
-                start = pixels.encode(start_video, tasks[0].request.tiles, shared)
+                start = pixels.encode(self._video.video, tasks[0].request.tiles, shared)
             self.encoding_notices = shared.notices
         requests = [list(group) for _, group in groupby(tasks, key=lambda task: id(task.request))]
         with closing(TextStage(self.files, self.precision, self.host, shared)) as encode:
@@ -245,6 +249,7 @@ class Renderer:
                     task.settings = {
                         **task.request.settings(task.seed),
                         **self._surroundings(clock.stages["sample"]),
+                        "input": self._video.to_dict() if self._video else None,
                     }
                     self._tell_cache(task, sample.cache_report)
                     self._keep(task)
@@ -298,8 +303,9 @@ class Renderer:
                 return {**task.settings, **decoded, "seconds": report.seconds, "report": report.to_dict()}
 
             size = request.width, request.height
+            sound = self._video.sound if self._video else None
             with clock.stage("write", is_told=False), closing(self._one_by_one(parts, request.frames)) as frames:
-                write_video(task.output, frames, *size, request.fps, settings(), self.overwrite, settings)
+                write_video(task.output, frames, *size, request.fps, settings(), self.overwrite, settings, sound)
             return settings()
 
         task.settings = pixels.render(task.latents, request.tiles, clock, write)
@@ -415,6 +421,8 @@ class Renderer:
             "warnings": [asdict(notice) for notice in self._notices(tasks)],
             "seconds": round(time.perf_counter() - self._begin, 3),
         }
+        if self._video:
+            report["input"] = self._video.to_dict()
         if self.loras:
             report["loras"] = [use.lora.coverage.to_dict() for use in self.loras]
             told = [entry for use in self.loras for entry in use.warnings().items()]

@@ -8,38 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, InvalidFrames, InvalidSetting
-from ..geometry import (
-    PIXELS_PER_TOKEN,
-    SPATIAL_COMPRESSION,
-    TEMPORAL_COMPRESSION,
-    check_frames,
-    check_size,
-    nearest_sizes,
-    pixel_frames,
-)
+from ..errors import BadInput, InvalidSetting
+from ..geometry import SPATIAL_COMPRESSION, pixel_frames
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..checkpoint import FileReport
     from ..pipeline import GenerateRequest
+    from ..video import TakenVideo
 
 WIDTH, HEIGHT, FRAMES, FPS = 848, 480, 73, 24.0
-MAX_INPUT_FRAMES = 129
-"""Of a longer input video only so many are taken unless --frames says otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Size and rate of a run in pixels, frames, frames per second; latents [1, C, T, H, W] or video [F, H, W, 3]."""
+    """Size and rate of a run in pixels, frames, frames per second; latents [1, C, T, H, W] or a video file's frames."""
 
     width: int
     height: int
     frames: int
     fps: float
     latents: Tensor | None = None
-    video: Tensor | None = None
+    video: TakenVideo | None = None
 
     @property
     def is_given(self) -> bool:
@@ -96,20 +87,10 @@ def from_latents(options: Namespace, latents: Tensor, settings: Mapping[str, Any
 
 
 def _from_video(options: Namespace, path: Path) -> Start:
-    from ..video import probe_size, read_frames
+    from ..video import take_video
 
-    width, height = (nearest_sizes(size, PIXELS_PER_TOKEN)[0] for size in probe_size(path))
-    width, height, wanted, fps = _given(options, width, height, MAX_INPUT_FRAMES, FPS)
-    check_size(width, height)
-    check_frames(wanted)
-    video = read_frames(path, width, height, wanted, fps)
-    found, _ = nearest_sizes(len(video), TEMPORAL_COMPRESSION, 1)
-    if options.frames is not None and found < wanted:
-        raise InvalidFrames(
-            f"frames is {wanted}, but {path.name} has {len(video)} at {fps:g} per second. "
-            f"Use --frames {found} or a longer video."
-        )
-    return Start(width, height, found, fps, video=video[:found])
+    taken = take_video(path, options.width, options.height, options.frames, options.fps)
+    return Start(*taken.size, taken.frames, taken.fps, video=taken)
 
 
 def _given(options: Namespace, width: int, height: int, frames: int, fps: float) -> tuple[int, int, int, float]:

@@ -18,9 +18,10 @@ from ..sampling import (
     make_sigmas,
     truncate_sigmas,
 )
-from ..text import TEMPLATES, PromptTemplate
+from ..text import TEMPLATES, PromptTemplate, plain_text
 from ..transformer import RopeSettings
 from ..vae import Tiles
+from ..video import check_fps
 from .loras import LoraChoice
 from .tiles import TilesChoice, check_choice, tiles_settings
 
@@ -32,7 +33,6 @@ NEGATIVE_PROMPT = (
 
 TEXT_TOKENS = 256
 """The longest prompt there is; shorter ones take a little less."""
-FPS_RANGE = (1.0, 240.0)
 MAX_STEPS = 10_000
 MAX_VIDEOS = 10_000
 MAX_PIXELS = 2**40
@@ -72,7 +72,7 @@ class GenerateRequest:
     def check(self) -> None:
         """Raise the BadInput that fits the first thing wrong; nothing is loaded for it."""
         check_prompt(self.prompt)
-        _check_text("The negative prompt", self.negative_prompt or "")
+        plain_text(self.negative_prompt or "", "The negative prompt")
         check_size(self.width, self.height)
         check_frames(self.frames)
         if self.width * self.height * self.frames > MAX_PIXELS:
@@ -90,9 +90,7 @@ class GenerateRequest:
         check_choice(self.tiles)
         for lora in self.loras:
             lora.check()
-        low, high = FPS_RANGE
-        if not low <= self.fps <= high:
-            raise InvalidSetting(f"fps is {self.fps}, but must be from {low:g} to {high:g}. Usual is 24.")
+        check_fps(self.fps)
 
     @property
     def seeds(self) -> list[int]:
@@ -141,15 +139,5 @@ class GenerateRequest:
 
 def check_prompt(prompt: str) -> None:
     """Raises EmptyPrompt for a prompt of blanks, InvalidSetting for one that is not text."""
-    _check_text("The prompt", prompt)
-    if not prompt.strip():
+    if not plain_text(prompt, "The prompt").strip():
         raise EmptyPrompt("The prompt is empty. Say in a few words what the video should show.")
-
-
-def _check_text(what: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidSetting(
-            f"{what} is not valid UTF-8 text at character {error.start + 1}. Type it again."
-        ) from error

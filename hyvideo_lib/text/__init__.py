@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .known_ids import check_clip_tokenizer, check_llama3_tokenizer
     from .llama3_tokenizer import build_llama3_tokenizer
     from .llm import LlamaEncoderConfig, LlamaTextEncoder, build_llama
+    from .plain import plain_text
     from .templates import TEMPLATES, PromptTemplate
     from .tokenizer import load_tokenizer
     from .tokens import PromptTokens, tokenize_prompt
@@ -30,6 +31,7 @@ else:
             "known_ids": "check_clip_tokenizer check_llama3_tokenizer",
             "llama3_tokenizer": "build_llama3_tokenizer",
             "llm": "LlamaEncoderConfig LlamaTextEncoder build_llama",
+            "plain": "plain_text",
             "templates": "TEMPLATES PromptTemplate",
             "tokenizer": "load_tokenizer",
             "tokens": "PromptTokens tokenize_prompt",
@@ -52,6 +54,7 @@ __all__ = [
     "crop_image_text",
     "encode_prompt",
     "load_tokenizer",
+    "plain_text",
     "stack_embeds",
     "tokenize_prompt",
 ]

@@ -15,6 +15,7 @@ from ..errors import EmptyPrompt
 from ..finite import check_finite
 from .clip import ClipTextEncoder
 from .llm import LlamaTextEncoder
+from .plain import plain_text
 from .templates import TEMPLATES, PromptTemplate
 
 if TYPE_CHECKING:
@@ -102,13 +103,18 @@ def encode_prompt(
 
     The template is for the language model; CLIP reads the bare prompt. max_length: tokens after the template's opening.
     Each part stays on its encoder's device and in its dtype. Asks `host` for interruption before either encoder.
-    Raises EmptyPrompt for no prompt at all, InvalidTemplate, InvalidSetting, UnsupportedFile, NonFiniteOutput.
+    Raises EmptyPrompt for no prompt at all, InvalidSetting for one that is not text (`plain_text`), InvalidTemplate,
+    UnsupportedFile, NonFiniteOutput.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise EmptyPrompt(
             "there is no prompt to encode: the list is empty. Give at least one; it may be an empty string."
         )
+    named = (
+        ["The prompt"] if len(prompts) == 1 else [f"Prompt {n} of {len(prompts)}" for n in range(1, len(prompts) + 1)]
+    )
+    prompts = [plain_text(prompt, what) for prompt, what in zip(prompts, named, strict=True)]
     tokens = llm.tokenize(prompts, template, max_length)
     for number, item in enumerate(tokens, start=1):
         if item.tokens_cut:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InvalidTemplate
+from .plain import plain_text
 
 SLOT = "{}"
 
@@ -38,13 +39,14 @@ class PromptTemplate:
 
     text: holds `{}` exactly once, where the prompt goes; other braces are ordinary characters.
     cut_like: the template whose opening counts towards the length limit, where that is not this one.
-    Raises InvalidTemplate.
+    Line breaks become \\n. Raises InvalidTemplate.
     """
 
     text: str
     cut_like: PromptTemplate | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "text", plain_text(self.text, "The prompt template", InvalidTemplate))
         slots = self.text.count(SLOT)
         if slots != 1:
             raise InvalidTemplate(

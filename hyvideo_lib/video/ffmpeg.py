@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,19 +33,19 @@ def file_url(path: Path) -> str:
 
 
 class Process:
-    """A running ffmpeg. `returncode` and `complaints` (its last lines on stderr) are there once the block is left."""
+    """A running ffmpeg. `lines` (its last ones on stderr) and `complaints` (they in one) are whole after `finish`."""
 
-    def __init__(self, arguments: Sequence[str], feeds: bool) -> None:
+    def __init__(self, arguments: Sequence[str], feeds: bool, level: str, kept_lines: int) -> None:
         # A terminal's Ctrl-C goes to its whole foreground group; ffmpeg is stopped by us alone, when we are done.
         self.popen: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 (no shell)
-            [find_ffmpeg(), "-v", "error", "-nostdin", *arguments],
+            [find_ffmpeg(), "-v", level, "-nostdin", *arguments],
             stdin=subprocess.PIPE if feeds else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if feeds else subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=kept_lines)
         # Read all the time: ffmpeg waits for ever once the pipe of its complaints is full.
         self._reader = threading.Thread(target=self._collect, args=(self.popen.stderr,), daemon=True)
         self._reader.start()
@@ -60,8 +61,12 @@ class Process:
         return self.popen.stdout
 
     @property
+    def lines(self) -> list[str]:
+        return list(self._lines)
+
+    @property
     def complaints(self) -> str:
-        return " ".join(self._lines)
+        return " ".join(line.strip() for line in self._lines)
 
     def finish(self) -> int:
         """Wait for it, and for what it had to say. Returns its exit status."""
@@ -82,13 +87,18 @@ class Process:
 
     def _collect(self, pipe: IO[bytes]) -> None:
         for line in pipe:
-            self._lines = [*self._lines[1 - _KEPT_LINES :], line.decode("utf-8", "replace").strip()]
+            self._lines.append(line.decode("utf-8", "replace").rstrip())
 
 
 @contextmanager
-def running(arguments: Sequence[str], feeds: bool = False) -> Iterator[Process]:
-    """Run ffmpeg; `feeds` opens its stdin, otherwise its stdout is open. It is killed if the block ends before it."""
-    process = Process(arguments, feeds)
+def running(
+    arguments: Sequence[str], feeds: bool = False, level: str = "error", kept_lines: int = _KEPT_LINES
+) -> Iterator[Process]:
+    """Run ffmpeg; `feeds` opens its stdin, otherwise its stdout is open. It is killed if the block ends before it.
+
+    level: how much it says. kept_lines: how many of the last ones are kept.
+    """
+    process = Process(arguments, feeds, level, kept_lines)
     try:
         yield process
     finally:

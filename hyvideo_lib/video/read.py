@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
-import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import FileMissing, FileUnreadable
+from .colour import to_rgb
 from .ffmpeg import file_url, running
-
-_Y4M_SIZE = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) ")
-
-
-def probe_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, as a player shows them (rotated). Raises as `read_frames`."""
-    # One frame in a format whose header says the size in plain text.
-    data = _run(path, "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1")
-    match = _Y4M_SIZE.match(data)
-    if match is None:
-        raise FileUnreadable(f"{path.name} holds no video. Give another file.")
-    return int(match[1]), int(match[2])
+from .probe import VideoInfo, probe_video, unreadable
+from .rate import exact_rate, is_same_rate
 
 
-def read_frames(path: Path, width: int, height: int, frames: int, fps: float) -> Tensor:
+def read_frames(
+    path: Path,
+    width: int,
+    height: int,
+    frames: int,
+    fps: float | Fraction | None = None,
+    found: VideoInfo | None = None,
+) -> Tensor:
     """The first frames as bytes [F, height, width, 3], at most `frames` of them.
 
-    Resampled in time to `fps`, scaled to cover the size and cropped around the middle.
-    Raises FileMissing, FileUnreadable, MissingPackage.
+    fps: None, or the file's own constant rate, takes its frames one by one; another resamples them in time. Scaled to
+    cover the size and cropped around the middle. found: what `probe_video` said of the file.
+    Raises FileMissing, FileUnreadable, UnsupportedFile, MissingPackage.
     """
-    cover = f"fps={fps:g},scale={width}:{height}:force_original_aspect_ratio=increase,crop={width}:{height}"
-    data = _run(path, "-vf", cover, "-frames:v", str(frames), "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1")
+    found = found or probe_video(path)
+    time = timing(found, fps)
+    data = _run(path, _filters(found, width, height, time), frames)
+    if not data and time.startswith("fps="):  # of a clip shorter than one frame of that rate none is left
+        data = _run(path, _filters(found, width, height, timing(found, None)), 1)
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(-1, height, width, 3)
 
 
-def _run(path: Path, *output: str) -> bytes:
+def is_resampled(found: VideoInfo, fps: float | Fraction | None) -> bool:
+    """Whether frames at this rate are others than the file's own, one by one."""
+    if fps is None or found.is_still:
+        return False
+    return not (found.rate and found.is_constant and is_same_rate(exact_rate(fps), found.rate))
+
+
+def timing(found: VideoInfo, fps: float | Fraction | None) -> str:
+    """The filter that gives frames their times: a rate's, or one tick each, so that none is dropped or repeated."""
+    if fps is not None and is_resampled(found, fps):
+        return f"fps={exact_rate(fps)}"
+    return "settb=1/25,setpts=N,fps=25"
+
+
+def _filters(found: VideoInfo, width: int, height: int, time: str) -> str:
+    shown_width, shown_height = found.shown_size
+    factor = max(width / shown_width, height / shown_height)
+    size = max(width, round(shown_width * factor)), max(height, round(shown_height * factor))
+    colours = to_rgb(*size, found.pixel_format, found.matrix, found.is_full)
+    # Cropped in RGB: 4:2:0 can be cut at every second pixel only.
+    return f"{time},{colours},crop={width}:{height}"
+
+
+def _run(path: Path, filters: str, frames: int) -> bytes:
     """What ffmpeg makes of the first video stream of a file."""
-    if not path.is_file():
-        raise FileMissing(f"There is no file {str(path)!r}. Check the name and the folder.")
+    output = ["-vf", filters, "-frames:v", str(frames), "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
     with running(["-i", file_url(path), "-map", "0:v:0", *output]) as ffmpeg:
         data: bytes = ffmpeg.stdout.read()
         status = ffmpeg.finish()
-    if status or not data:
-        raise FileUnreadable(
-            f"{path.name} is not a video that ffmpeg can read ({ffmpeg.complaints[-300:] or 'it has no frames'}). "
-            "Give another file."
-        )
+    if status or (not data and not filters.startswith("fps=")):
+        raise unreadable(path, ffmpeg)
     return data

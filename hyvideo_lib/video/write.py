@@ -13,13 +13,16 @@ from torch import Tensor
 
 from ..atomic import whole_file
 from ..errors import DiskFull, RunFailed
+from .colour import from_rgb
 from .ffmpeg import file_url, running
+from .rate import exact_rate
 from .settings import replace_settings, settings_text
 
 CRF = 14
 """x264's quality: small flat clips keep their colours, and nothing is seen to be lost; 23 is its own default."""
 ROOM = 16384
 """Bytes left free for settings that are known only after the last frame."""
+SOUND = "sound.m4a"
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
 _GAVE_UP = (errno.EPIPE, errno.EINVAL)
 """What writing to a pipe gives whose reader ended (the second on Windows): its status and words say why it did."""
@@ -36,17 +39,20 @@ def write_video(
     settings: Mapping[str, Any],
     overwrite: bool = False,
     final: Callable[[], Mapping[str, Any]] | None = None,
+    sound: bytes | None = None,
 ) -> None:
     """Write frames [H, W, 3] (bytes) with the settings inside. `path` is complete or not there.
 
     final: asked after the last frame for settings that replace the first ones, at most ROOM bytes longer.
-    Whatever the iterable raises goes through. Raises OutputExists, OutputNotWritable, DiskFull, MissingPackage,
-    RunFailed.
+    sound: an m4a file, copied as it is. Whatever the iterable raises goes through. Raises OutputExists,
+    OutputNotWritable, DiskFull, MissingPackage, RunFailed.
     """
     with whole_file(path, overwrite) as temporary, tempfile.TemporaryDirectory(prefix="hyvideo-") as folder:
         metadata = Path(folder, "metadata.txt")
         metadata.write_text(settings_text(settings, ROOM if final else 0), encoding="ascii")
-        arguments = _arguments(metadata, temporary, width, height, fps)
+        if sound is not None:
+            Path(folder, SOUND).write_bytes(sound)
+        arguments = _arguments(metadata, temporary, width, height, fps, has_sound=sound is not None)
         with running(arguments, feeds=True) as ffmpeg:
             written = 0
             for frame in frames:
@@ -74,12 +80,24 @@ def _reaches(call: Callable[..., object], *given: bytes) -> bool:
     return True
 
 
-def _arguments(metadata: Path, output: Path, width: int, height: int, fps: float) -> list[str]:
-    bt709 = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+def _arguments(metadata: Path, output: Path, width: int, height: int, fps: float, has_sound: bool) -> list[str]:
+    sound = ["-i", file_url(metadata.with_name(SOUND)), "-map", "2:a:0", "-c:a", "copy"] if has_sound else []
     return [
-        *("-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "pipe:0"),
-        *("-f", "ffmetadata", "-i", file_url(metadata), "-map", "0:v", "-map_metadata", "1"),
-        *("-vf", f"scale=out_color_matrix=bt709:out_range=tv,{bt709}", "-pix_fmt", "yuv420p"),
+        *(
+            "-y",
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            "-s",
+            f"{width}x{height}",
+            "-r",
+            str(exact_rate(fps)),
+            "-i",
+            "pipe:0",
+        ),
+        *("-f", "ffmetadata", "-i", file_url(metadata), *sound, "-map", "0:v", "-map_metadata", "1"),
+        *("-vf", from_rgb(), "-pix_fmt", "yuv420p"),
         *("-c:v", "libx264", "-preset", "medium", "-crf", str(CRF)),
         *("-movflags", "+faststart", "-f", "mp4", file_url(output)),
     ]

@@ -94,6 +94,20 @@ def test_templates_that_there_are_not_are_refused(text):
     assert validate(text.EncodePrompt, template=None) is True
 
 
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_text_that_a_wrong_decoding_made_is_refused_before_the_run_and_in_it(text, text_encoders, errors, name):
+    given = {"prompt": "a red circle", "negative_prompt": "", name: "a\0 \0b"}
+    assert validate(text.EncodePrompt, **given).startswith(f"{name} holds U+0000 at character 2")
+    assert validate(text.EncodePrompt, **{**given, name: "👩\u200d🚀\r\n\u200f"}) is True
+    assert validate(text.EncodePrompt, **{**given, name: None}) is True
+    with pytest.raises(errors.InvalidSetting, match=rf"^{name} holds U\+0000 .*\[invalid_setting\]$"):
+        run(text.EncodePrompt, text_encoders=text_encoders, **given)
+
+
+def test_a_template_that_is_not_text_is_refused(text):
+    assert "U+0001" in validate(text.PromptTemplateNode, text="look\x01: {}")
+
+
 def test_the_node_says_how_long_the_prompt_is_and_what_was_cut(text, text_encoders, texts, caplog):
     run(text.EncodePrompt, text_encoders=text_encoders, prompt="a red circle")
     tokens, seconds, *rest = texts()[-1].split(", ")

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from video_clips import clip
 
 from hyvideo_lib.cli import main, render
 from hyvideo_lib.errors import RunFailed
 from hyvideo_lib.pipeline import load_latents
-from hyvideo_lib.video import read_frames, read_settings
+from hyvideo_lib.video import probe_video, read_frames, read_settings
 
 PROMPT = "a red circle moving left"
 
@@ -58,7 +59,9 @@ def test_words_for_people_name_the_file_and_the_seed(tiny_files, tmp_path, capsy
     assert "sampling: " in captured.err
 
 
-@pytest.mark.parametrize("prompt", ['"quoted" = ; # \\ \\n', "two\nlines\r\n\ttab", "ü 日本 🎥 \x01", "x" * 300_000])
+@pytest.mark.parametrize(
+    "prompt", ['"quoted" = ; # \\ \\n', "two\nlines\r\n\ttab", "ü 日本 👩\u200d🚀 \u200f", "x" * 300_000]
+)
 def test_any_prompt_comes_back_from_the_file(generate, hyvideo, prompt):
     answer = generate(prompt, "--out", "a.mp4", "--frames", 1, "--steps", 1)
     assert answer.code == 0
@@ -257,16 +260,41 @@ def test_every_option_of_guidance_reaches_the_run(generate):
     assert torch.allclose(latents_of("l.safetensors"), found["cfg"], atol=1e-4)
 
 
-def test_prompts_from_a_file_are_all_made_but_the_bad_line(generate):
-    lines = [b"\xef\xbb\xbf# three prompts", b"", b"a red circle", b"broken \xff bytes", b"  a blue square  \r", b""]
+def test_prompts_from_a_file_are_all_made(generate):
+    lines = [b"\xef\xbb\xbf# two prompts", b"", b"a red circle", b"  a blue square  \r", b""]
     Path("prompts.txt").write_bytes(b"\n".join(lines))
     answer = generate("--prompts-file", "prompts.txt", "--out", "a.mp4")
-    assert (answer.code, answer.error) == (2, "prompt_file")
+    assert answer.code == 0
     made = [(video["file"], video["prompt"], video["line"]) for video in answer.report["videos"]]
-    assert made == [("a-1.mp4", "a red circle", 3), ("a-3.mp4", "a blue square", 5)]
-    (failed,) = answer.report["failed"]
-    assert (failed["line"], failed["error"]["code"]) == (4, "prompt_file")
-    assert sorted(path.name for path in Path().glob("*.mp4")) == ["a-1.mp4", "a-3.mp4"]
+    assert made == [("a-1.mp4", "a red circle", 3), ("a-2.mp4", "a blue square", 4)]
+
+
+def test_a_file_of_prompts_with_a_line_that_is_not_text_makes_nothing(generate):
+    Path("prompts.txt").write_bytes(b"a red circle\nbroken \xff bytes\na blue square\n")
+    answer = generate("--prompts-file", "prompts.txt", "--out", "a.mp4")
+    assert (answer.code, answer.error) == (2, "prompt_file")
+    assert "line 2" in answer.message
+    assert [path.name for path in Path().iterdir()] == ["prompts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ([PROMPT, "a \x1b[1mcat"], "invalid_setting", "Prompt 2 of 2 holds U+001B at character 3"),
+        (
+            [PROMPT, "--negative", "a\x00b", "--cfg-scale", 3],
+            "invalid_setting",
+            "The negative prompt holds U+0000 at character 2",
+        ),
+        ([PROMPT, "--template-text", "a\x07 {}"], "invalid_template", "The prompt template holds U+0007"),
+        (["a c\ufffdt"], "invalid_setting", "The prompt holds U+FFFD at character 4"),
+    ],
+)
+def test_text_that_a_wrong_decoding_made_is_refused_from_every_option(generate, words, code, told):
+    answer = generate(*words, "--out", "a.mp4")
+    assert (answer.code, answer.error) == (2, code)
+    assert told in answer.message
+    assert list(Path().iterdir()) == []
 
 
 def test_a_prompt_among_others_makes_the_same_video_as_alone(generate):
@@ -343,6 +371,46 @@ def test_the_size_of_an_input_is_taken_over(hyvideo, generate, tiny_files):
         answer = hyvideo("generate", PROMPT, *words)
         settings = answer.report["videos"][0]["settings"]
         assert [settings[name] for name in ("width", "height", "frames", "strength")] == [48, 32, 9, 0.7]
+
+
+def test_what_was_found_in_an_input_and_taken_of_it_is_told_and_written_down(generate, hyvideo, tiny_files):
+    clip(Path("in.mp4"), 8, 19, "-vf", "scale=32:32,setsar=1", onset=0.0)
+    words = [*tiny_files.arguments(), "--steps", 2, "--input-video", "in.mp4", "--out", "a.mp4"]
+    answer = hyvideo("generate", PROMPT, *words, "--save-latents", "l.safetensors")
+    assert answer.code == 0
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("Input in.mp4: ")]
+    assert "19 frames of 32 x 32 at 8 per second" in line
+    assert "frames 1 to 17, one by one, at 8 per second" in line
+    assert "The last 2 are left out, as frames must be 4k + 1." in line
+    assert line.endswith("Its sound is kept.")
+    source = answer.report["input"]
+    assert (source["taken"]["frames"], source["taken"]["fps"], source["taken"]["sound"]) == (17, 8.0, True)
+    settings = read_settings(Path("a.mp4"))
+    assert (settings["input"], settings["frames"], settings["fps"]) == (source, 17, 8.0)
+    made = probe_video(Path("a.mp4"))
+    assert (made.frames, made.rate, made.sound) == (17, 8, "aac")
+
+    later = hyvideo("generate", "--decode", "l.safetensors", "--vae", tiny_files.vae, "--out", "later.mp4")
+    assert "the sound of the input is lost" in later.stderr
+    assert read_settings(Path("later.mp4"))["input"]["taken"]["sound"] is False
+    assert probe_video(Path("later.mp4")).sound is None
+
+
+def test_rate_and_number_of_an_inputs_frames_are_what_the_options_say(hyvideo, tiny_files):
+    clip(Path("in.mp4"), 8, 9, "-vf", "scale=32:32,setsar=1")
+    clip(Path("still.png"), 8, 1, "-vf", "scale=32:32,setsar=1")
+    words = [*tiny_files.arguments(), "--steps", 1, "--out", "a.mp4", "--force", "--input-video"]
+    for given, frames, fps, resampled in (
+        (["in.mp4", "--frames", 5], 5, 8.0, False),
+        (["in.mp4", "--fps", 16, "--frames", 17], 17, 16.0, True),
+        (["still.png", "--fps", 8], 1, 8.0, False),
+        (["still.png"], 1, 24.0, False),
+    ):
+        answer = hyvideo("generate", PROMPT, *words, *given)
+        assert answer.code == 0
+        taken = answer.report["input"]["taken"]
+        assert (taken["frames"], taken["fps"], taken["resampled"]) == (frames, fps, resampled)
+        assert probe_video(Path("a.mp4")).frames == frames
 
 
 def test_inputs_that_do_not_fit_are_refused(generate):

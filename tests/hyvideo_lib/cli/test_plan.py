@@ -39,6 +39,14 @@ def test_a_video_that_a_run_begins_with_is_encoded_first(plan):
 
 
 @pytest.mark.usefixtures("inputs")
+def test_what_is_taken_of_an_input_is_told_by_a_plan_too(plan):
+    answer = plan("--input-video", "in.mp4", *CARD)
+    assert answer.report["input"]["taken"]["frames"] == 9
+    assert "Input in.mp4: 9 frames of 64 x 64 at 24 per second" in answer.stderr
+    assert "input" not in plan(*CARD).report
+
+
+@pytest.mark.usefixtures("inputs")
 def test_what_a_run_would_refuse_is_refused(plan, hyvideo):
     given = ["--input-latents", "in.safetensors"]
     save_file(TinyVAE(TinyVAEConfig((8, 6, 4, 4))).state_dict(), "taehv.safetensors")

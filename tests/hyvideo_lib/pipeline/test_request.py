@@ -33,3 +33,8 @@ def test_the_negative_prompt_is_the_references_unless_given():
 def test_precision_takes_known_names_only(changes):
     with pytest.raises(InvalidSetting, match="must be one of"):
         Precision(**changes)
+
+
+def test_a_negative_prompt_that_is_not_text_is_refused_though_it_is_not_used():
+    with pytest.raises(InvalidSetting, match=r"The negative prompt holds U\+0085"):
+        GenerateRequest("a cat", negative_prompt="a\x85b").check()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from hyvideo_lib.errors import EmptyPrompt, Interrupted
+from hyvideo_lib.errors import EmptyPrompt, Interrupted, InvalidSetting
 from hyvideo_lib.host import HeadlessHost
 from hyvideo_lib.text import (
     TEMPLATES,
@@ -84,6 +84,13 @@ def test_a_long_prompt_is_cut_and_the_count_told(llm, clip, caplog):
 def test_no_prompt_at_all_is_refused(llm, clip):
     with pytest.raises(EmptyPrompt):
         encode_prompt([], llm, clip)
+
+
+def test_text_that_a_wrong_decoding_made_is_refused_and_line_breaks_are_one(llm, clip):
+    with pytest.raises(InvalidSetting, match=r"Prompt 2 of 2 holds U\+0000 at character 2"):
+        encode_prompt(["a cat", "c\0a\0t"], llm, clip)
+    windows, plain = (encode_prompt(text, llm, clip) for text in ("a cat\r\na dog", "a cat\na dog"))
+    assert torch.equal(windows.text_embeds, plain.text_embeds)
 
 
 def test_interruption_is_noticed_between_the_encoders(llm, clip, monkeypatch):

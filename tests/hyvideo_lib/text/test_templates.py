@@ -24,3 +24,9 @@ def test_tencents_templates_open_a_system_turn_and_close_the_users(name):
     assert template.prefix.startswith("<|start_header_id|>system<|end_header_id|>\n\nDescribe the " + name)
     assert template.prefix.endswith("<|start_header_id|>user<|end_header_id|>\n\n")
     assert template.suffix == "<|eot_id|>"
+
+
+def test_a_template_is_text():
+    with pytest.raises(InvalidTemplate, match=r"The prompt template holds U\+009F"):
+        PromptTemplate("look\x9f: {}")
+    assert PromptTemplate("look:\r\n{}") == PromptTemplate("look:\n{}")
