@@ -27,6 +27,7 @@ CODES = {
     "int32": ("I32", 4),
     "int64": ("I64", 8),
 }
+FORMATS = {"int8": "int8_tensorwise", "uint8": "nvfp4"}  # dtype of a weight -> what ComfyUI calls it
 GGML = {  # name -> (number of the type, numbers in a block, bytes of a block)
     "float32": (0, 1, 4),
     "float16": (1, 1, 2),
@@ -40,6 +41,8 @@ GGML = {  # name -> (number of the type, numbers in a block, bytes of a block)
     "q4_k": (12, 256, 144),
     "q5_k": (13, 256, 176),
     "q6_k": (14, 256, 210),
+    "iq4_nl": (20, 32, 18),
+    "iq4_xs": (23, 256, 136),
     "bfloat16": (30, 1, 2),
 }
 
@@ -70,19 +73,26 @@ def prefixed(prefix: str, entries: Entries) -> Entries:
 
 
 def write_safetensors(path: Path, entries: Entries, metadata: Metadata | None = None) -> Path:
-    """A file of these tensors, all zeros, without using disk."""
+    """A file of these tensors, all zeros but for what ComfyUI's describe, without using disk."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    descriptions: dict[int, bytes] = {}
     position = 0
     for tensor, (shape, dtype) in entries.items():
         code, width = CODES[dtype]
         end = position + math.prod(shape) * width
         header[tensor] = {"dtype": code, "shape": list(shape), "data_offsets": [position, end]}
+        if tensor.endswith(".comfy_quant"):
+            weight = entries.get(tensor.replace("comfy_quant", "weight"), ([], ""))[1]
+            descriptions[position] = json.dumps({"format": FORMATS.get(weight, weight)}).encode().ljust(end - position)
         position = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + position)
+        for start, description in descriptions.items():
+            file.seek(8 + len(text) + start)
+            file.write(description)
     return path
 
 

@@ -12,7 +12,7 @@ import torch
 
 NUMBERS = {
     "float32": 0, "float16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11,
-    "q4_k": 12, "q5_k": 13, "q6_k": 14, "int32": 26, "bfloat16": 30,
+    "q4_k": 12, "q5_k": 13, "q6_k": 14, "iq4_nl": 20, "iq4_xs": 23, "int32": 26, "bfloat16": 30,
 }  # fmt: skip
 
 

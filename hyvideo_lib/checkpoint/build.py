@@ -21,6 +21,7 @@ from ..transformer import HunyuanVideoTransformer, TransformerConfig
 from ..vae import CausalVideoVAE, TinyVAE, TinyVAEConfig, VAEConfig
 from .assemble import assemble, use_joined
 from .blueprint import build_meta_tiny_vae, build_meta_transformer, build_meta_vae
+from .descriptions import own_contents
 from .detect import Findings, examine
 from .folder import map_header, open_header
 from .scale_map import read_scale_map
@@ -128,14 +129,14 @@ def _install(
 ) -> dict[str, Tensor]:
     """Give the model the layers for its file's storage, or for the storage that is asked for; its state dict."""
     use_joined(model, findings.sources, findings.file_header)
-    tensors = assemble(map_header(findings.file_header), findings.sources)
+    contents = own_contents(findings, map_header(findings.file_header))
+    tensors, dtypes, metadata = contents.tensors, contents.dtypes, contents.metadata
     if is_sketch:
         tensors = sketch(tensors)
-    scheme, metadata = findings.quantization, findings.file_header.metadata
-    dtypes = {name: info.dtype for name, info in findings.header.tensors.items()}
+    scheme = findings.quantization
     if scheme == "fp8_cast":
         scales = read_scale_map(findings.header)
-        tensors, scheme = tensors | scales, "fp8_scale" if scales else scheme
+        tensors, scheme = {**tensors, **scales}, "fp8_scale" if scales else scheme
     if storage_dtype is not None:
         tensors = dict(restore(tensors, scheme, storage_dtype, dtypes=dtypes, metadata=metadata))
         scheme = "fp8_scale"

@@ -18,8 +18,8 @@ from ..quant.install import install, restore
 from ..text import ClipEncoderConfig, ClipTextEncoder, LlamaEncoderConfig, LlamaTextEncoder, PromptTemplate
 from ..text.clip import check_ends
 from ..text.tokens import check_control_tokens
-from .assemble import assemble
 from .build import COMPUTE_DTYPES, STORAGE_DTYPES, PathLike, check_dtype, recognise
+from .descriptions import own_contents
 from .examine import Findings, examine
 from .find_tokenizer import find_tokenizer
 from .folder import map_header, open_header
@@ -86,10 +86,9 @@ def _fill(
 ) -> None:
     """Give an encoder on the meta device the file's weights, and the layers that keep them as they are."""
     assert findings.file_header is not None
-    scheme, metadata = findings.quantization, findings.header.metadata
-    dtypes = {name: info.dtype for name, info in findings.header.tensors.items()}
-    mapped = assemble(map_header(findings.file_header), findings.sources)
-    tensors = _only_of(mapped, encoder.weight_names())
+    contents = own_contents(findings, map_header(findings.file_header))
+    scheme, metadata, dtypes = findings.quantization, contents.metadata, dict(contents.dtypes)
+    tensors = _only_of(contents.tensors, encoder.weight_names())
     model = encoder.named_as_files
 
     embeddings = Embeddings(model, tensors, scheme, dtypes, metadata)
@@ -100,9 +99,9 @@ def _fill(
         scheme = RESTORED
         if storage_dtype not in FP8_DTYPES:
             embeddings.cast(storage_dtype)
-    tensors |= embeddings.use(model, compute_dtype)
+    ready = embeddings.use(model, compute_dtype)
     use_cast_linears(model)
-    state = install(model, tensors, scheme, dtypes=dtypes, metadata=metadata, dense_dtype=compute_dtype)
+    state = install(model, tensors, scheme, dtypes=dtypes, metadata=metadata, dense_dtype=compute_dtype, ready=ready)
     encoder.load_weights({name: _as_used(tensor, compute_dtype) for name, tensor in state.items()})
     if findings.layout == "llama_cpp":
         halve_heads(model, findings.config.head_dim)

@@ -13,12 +13,13 @@ from typing import Any
 
 from ..errors import BadInput, InvalidSetting
 from .blueprint import BLUEPRINTS, Contents
+from .descriptions import unpack_complaint, with_own_layers
 from .keymaps import MARKERS, Source, Translated, our_name, their_names, to_tencent
 from .layout import Match
 from .llama_cpp import translate_llama_cpp
 from .lora_families import match_lora
 from .read import Header
-from .schemes import file_scheme, is_companion, storage_notes, storage_refusal
+from .schemes import file_scheme, is_companion, packed_refusal, storage_notes, storage_refusal
 from .sizes import METADATA_KEY
 from .variants import KIND_NAMES, match_layout
 
@@ -77,9 +78,11 @@ def examine(header: Header, config: Any = None) -> Findings:
     if found is None:
         known = ", ".join(KIND_NAMES[kind] for kind in (*BLUEPRINTS, "lora"))
         some = ", ".join(list(header.tensors)[:SHOWN]) or "none"
-        reason = f"It holds nothing known here (looked for {known}). Its tensors: {some}."
+        stored = storage_refusal(scheme, (scheme,), ())
+        reason = f"{stored} It holds nothing known here (looked for {known}). Its tensors: {some}.".lstrip()
         return Findings(header, header, None, None, scheme, reason)
-    bare = header.without_prefix(found.prefix)
+    bare = with_own_layers(header, found.prefix)
+    scheme = file_scheme(bare)
     translated = translate(bare, found.layout.kind, found.layout.layout)
     findings = Findings(translated.header, bare, found, None, scheme, found.layout.refusal, sources=translated.sources)
     return findings if findings.reason else _compare(findings, translated, config)
@@ -141,8 +144,10 @@ def _compare(findings: Findings, translated: Translated, config: Any) -> Finding
         config=config,
         # Quantised weights have companions and shapes of their own: the lists would only repeat it at length.
         reason=refused
+        or packed_refusal(header, contents.needed)
         or storage_refusal(findings.quantization, ACCEPTED_SCHEMES[kind], dtypes)
-        or " ".join(filter(None, complaints)),
+        or " ".join(filter(None, complaints))
+        or unpack_complaint(findings),
         missing=missing,
         unexpected=unexpected,
         wrong_shapes=wrong_shapes,

@@ -39,7 +39,7 @@ from .header import (
     require,
 )
 
-__all__ = ["Header", "TensorInfo", "map_tensors", "read_header"]
+__all__ = ["Header", "TensorInfo", "map_tensors", "read_header", "stored_as"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def map_tensors(header: Header) -> dict[str, torch.Tensor]:
 
     def view(info: TensorInfo) -> torch.Tensor:
         nonlocal copied
-        dtype, shape = _stored_as(info, header.path)
+        dtype, shape = stored_as(info, header.path)
         if info.num_bytes == 0:
             return torch.empty(shape, dtype=dtype)
         raw = data[info.start : info.end]
@@ -133,7 +133,7 @@ def map_tensors(header: Header) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _stored_as(info: TensorInfo, path: Path) -> tuple[torch.dtype, tuple[int, ...]]:
+def stored_as(info: TensorInfo, path: Path) -> tuple[torch.dtype, tuple[int, ...]]:
     """Dtype and shape of the tensor's bytes as torch sees them."""
     if info.dtype in GGML_FORMATS:
         return torch.uint8, (*info.shape[:-1], GGML_FORMATS[info.dtype].row_bytes(info.shape[-1]))

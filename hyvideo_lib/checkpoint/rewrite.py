@@ -14,21 +14,23 @@ from torch import Tensor
 
 from ..errors import InvalidSetting, UnsupportedFile, WrongKind
 from ..quant import FP8_DTYPES, is_kept_in_plain_fp8
-from ..quant.schemes import StoredTensors, unpack
+from ..quant.comfy_quant import METADATA_KEY as SCHEME_METADATA
+from ..quant.schemes import unpack
 from ..quant.stored import StoredWeight
-from .assemble import assemble, part_name
+from .assemble import part_name
+from .descriptions import UNSCALED, own_contents
 from .examine import Findings, examine
 from .keymap_tables import TABLES
 from .keymaps import COMPANIONS, MARKERS, Source, part_rows, their_names
 from .pieces import Piece, apply, cast, join, piece_of, split, undo
 from .read import Header
 from .scale_map import SCALE, check_scale_map, is_scale
+from .schemes import file_scheme
 from .variants import KIND_NAMES
 
 LAYOUTS = ("tencent", "comfyui", "diffusers")
 COMPONENTS = ("auto", "transformer", "vae", "any")
 STORAGES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
-SCHEME_METADATA = "_quantization_metadata"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def plan_conversion(file: Opened, request: Request, scale_map: Opened | None = N
     """
     header = file.header
     findings = _recognise(header, request)
-    if findings is not None and (findings.kind, "comfyui") in TABLES:
+    is_rewritten = findings is not None and (findings.kind, "comfyui") in TABLES
+    if findings is not None and is_rewritten:
         scales: Mapping[str, Tensor] = {}
         if scale_map is not None and findings.quantization == "fp8_cast":
             check_scale_map(scale_map.header, findings.header.tensors)
@@ -95,7 +98,8 @@ def plan_conversion(file: Opened, request: Request, scale_map: Opened | None = N
     else:
         pieces = tuple(_as_they_are(header, file.tensors, request.dtype))
     is_kept = header.format == "safetensors"
-    metadata = {key: value for key, value in header.metadata.items() if is_kept and key != SCHEME_METADATA}
+    unkept = (SCHEME_METADATA,) if is_rewritten else ()  # elsewhere all that it describes stays as it was
+    metadata = {key: value for key, value in header.metadata.items() if is_kept and key not in unkept}
     return Plan(pieces, metadata, _manifest(header, findings, request, pieces))
 
 
@@ -149,7 +153,7 @@ def _recognise(header: Header, request: Request) -> Findings | None:
 
 def _as_they_are(header: Header, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[Piece]:
     """All tensors under their own names, matrices in the storage that is asked for."""
-    if header.format == "gguf" or (dtype and any(_leaf(name) in COMPANIONS for name in tensors)):
+    if header.format == "gguf" or (dtype and file_scheme(header) not in UNSCALED):
         raise UnsupportedFile(
             f"{header.path.name} holds quantised weights, which this conversion restores in transformers only."
         )
@@ -215,11 +219,10 @@ class _Rewriter:
 
     def _unpack(self) -> Mapping[str, StoredWeight]:
         """The weights that their numbers alone do not tell, by the names of their layers (and parts)."""
-        tensors = assemble(self.file, self.findings.sources)
-        tensors |= {module + SCALE: scale for module, scale in self.scales.items()}
-        dtypes = {name: info.dtype for name, info in self.findings.header.tensors.items()}
+        contents = own_contents(self.findings, self.file)
+        scales = {module + SCALE: scale for module, scale in self.scales.items()}
         scheme = "fp8_scale" if self.scales else self.findings.quantization
-        return unpack(scheme, StoredTensors(tensors, dtypes, self.header.metadata)).stored
+        return unpack(scheme, replace(contents, tensors={**contents.tensors, **scales})).stored
 
     def _piece(self, name: str, source: Source) -> Piece:
         """One of the file's tensors as ours, in the storage that is asked for."""

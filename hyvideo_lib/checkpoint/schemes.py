@@ -6,21 +6,20 @@ usable is refused by its name. What the schemes compute is in `quant`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..quant import GGML_FORMATS
 from ..quant.comfy_quant import FORMATS as COMFYUI_FORMATS
+from .descriptions import stated_formats
 from .keymaps import COMPANIONS
-from .read import Header
+from .read import Header, TensorInfo
 from .scale_map import map_beside
 
 FLOATS = frozenset(("float32", "float16", "bfloat16", "float64"))
+BYTES = ("uint8", "int8")
 PLAIN_DTYPES = FLOATS | {"float8_e4m3fn", "float8_e5m2"}
-COMFYUI_METADATA = "_quantization_metadata"
-MAX_SCHEME_TEXT = 10_000_000  # characters of that entry that are looked at
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,28 @@ SCHEMES: Mapping[str, Scheme] = {
         refusal=f"Its weights are in a ComfyUI format unknown here; known: {', '.join(COMFYUI_FORMATS)}.",
     ),
     "nvfp4": Scheme("4-bit floating point (nvfp4)", refusal="Weights in nvfp4 are not supported."),
+    "mxfp4": Scheme("4-bit floating point in blocks (mxfp4)", refusal="Weights in mxfp4 are not supported."),
     "mxfp8": Scheme("fp8 in blocks (mxfp8)", refusal="Weights in mxfp8 are not supported."),
+    "fp8_blockwise": Scheme(
+        "fp8 with scales of blocks", refusal="Weights in fp8 blockwise, with a scale for each block, are not supported."
+    ),
+    "int8_blockwise": Scheme(
+        "int8 with scales of blocks",
+        refusal="Weights in int8 blockwise, with a scale for each block, are not supported.",
+    ),
+    "w4a4": Scheme("4-bit integers (w4a4)", refusal="Weights in w4a4 (int4, convrot_w4a4) are not supported."),
+    "w4a8": Scheme("4-bit integers (w4a8)", refusal="Weights in w4a8 (int4, asym_w4a8_int8) are not supported."),
+    "int4": Scheme("4-bit integers (int4)", refusal="Weights in int4 (or another packed format) are not supported."),
     "bitsandbytes": Scheme(
         "bitsandbytes", refusal="Weights quantised with bitsandbytes (int8, nf4, fp4) are not supported."
     ),
-    "svdquant": Scheme("SVDQuant", refusal="Weights quantised with SVDQuant (Nunchaku) are not supported."),
+    "svdquant": Scheme("SVDQuant", refusal="Weights quantised with SVDQuant (Nunchaku, w4a4) are not supported."),
     "gptq": Scheme("GPTQ or AWQ", refusal="Weights quantised with GPTQ or AWQ are not supported."),
     "quanto": Scheme("Quanto", refusal="Weights quantised with Quanto are not supported."),
+    "hqq": Scheme("HQQ", refusal="Weights quantised with HQQ are not supported."),
+    "torchao": Scheme("torchao", refusal="Weights quantised with torchao are not supported."),
+    "sdnq": Scheme("SDNQ", refusal="Weights quantised with SDNQ are not supported."),
+    "eetq": Scheme("EETQ", refusal="Weights quantised with EETQ are not supported."),
 }
 
 # Ends of names -> scheme. The first that occurs in a file names its scheme.
@@ -61,31 +75,69 @@ _ENDS = (
     (".absmax", "bitsandbytes"),
     (".wscales", "svdquant"),
     (".smooth_factor", "svdquant"),
+    (".weight_smooth_factor", "svdquant"),
+    (".weight_proj_down", "svdquant"),
     (".qzeros", "gptq"),
     (".qweight", "gptq"),
+    (".weight_zeros", "gptq"),
     (".weight._data", "quanto"),
+    (".W_q", "hqq"),
+    ("._weight_qdata", "torchao"),
+    (".svd_up", "sdnq"),
+    (".zero_point", "sdnq"),
+    (".weight_s_rel", "w4a8"),
+    (".weight_s_channel", "w4a8"),
     (".weight_scale_2", "nvfp4"),
+    (".weight_global_scale", "nvfp4"),
+    (".weight_scale_inv", "fp8_blockwise"),
+    (".weight_scales", "eetq"),
     (".comfy_quant", "comfyui_quant"),
     (".weight_scale", "comfyui_quant"),
     (".scale_weight", "comfyui_fp8_scaled"),
     (".fp8_scale", "fp8_scale"),
 )
 _MARKERS = {"scaled_fp8": "comfyui_fp8_scaled"}
+_SCALES = (".weight_scale", ".scale_weight", ".fp8_scale")
+_PACKED = ".weight_packed"
+
+# What ComfyUI's files, and those of tools that write them, call a format that is not read here -> scheme.
+_STATED = {
+    "nvfp4": "nvfp4",
+    "mxfp8": "mxfp8",
+    "hybrid_mxfp8": "mxfp8",
+    "mxfp4": "mxfp4",
+    "convrot_w4a4": "w4a4",
+    "asym_w4a8_int8": "w4a8",
+    "svdquant_w4a4": "svdquant",
+    "awq_w4a16": "gptq",
+    "int4_tensorwise": "int4",
+    "float8_e4m3fn_blockwise": "fp8_blockwise",
+    "float8_e4m3fn_block3d": "fp8_blockwise",
+    "int8_blockwise": "int8_blockwise",
+    "bnb_nf4": "bitsandbytes",
+    "bnb_fp4": "bitsandbytes",
+    "bnb_af4": "bitsandbytes",
+}
 
 
 def file_scheme(header: Header) -> str:
-    """The name of the scheme of a file's weights, one of SCHEMES. header: any names, with or without a prefix."""
+    """The name of the scheme of a file's weights, one of SCHEMES. header: any names, with or without a prefix.
+
+    What is refused goes first: one layer of it is enough.
+    """
     if header.format == "gguf":
         return "gguf"
-    ends = {scheme for name in header.tensors for end, scheme in _ENDS if name.endswith(end)}
-    formats = _stated_formats(header.metadata)
-    block_scales = {info.dtype for name, info in header.tensors.items() if name.endswith(".weight_scale")}
-    if "nvfp4" in formats:
-        return "nvfp4"
-    if "mxfp8" in formats or "float8_e8m0fnu" in block_scales:
-        return "mxfp8"
+    formats = stated_formats(header)
+    for name, scheme in _STATED.items():
+        if name in formats:
+            return scheme
     if formats - COMFYUI_FORMATS.keys():
         return "comfyui_other"
+    ends = {scheme for name in header.tensors for end, scheme in _ENDS if name.endswith(end)}
+    refused = next((scheme for _, scheme in _ENDS if scheme in ends and SCHEMES[scheme].refusal), "")
+    refused = refused or _block_scheme(header)
+    if refused:
+        return refused
     for _, scheme in _ENDS:
         if scheme in ends:
             return scheme
@@ -95,6 +147,56 @@ def file_scheme(header: Header) -> str:
         if any(name.rpartition(".")[2] == marker for name in header.tensors):
             return scheme
     return "fp8_cast" if any(info.dtype.startswith("float8") for info in header.tensors.values()) else "none"
+
+
+def _block_scheme(header: Header) -> str:
+    """The scheme that a scale's dtype or shape tells, where its name is one that other schemes have; else empty."""
+    for name, scale in header.tensors.items():
+        end = next((end for end in _SCALES if name.endswith(end)), "")
+        if not end:
+            continue
+        layer = name.removesuffix(end)
+        packed = header.tensors.get(layer + _PACKED)
+        weight = packed or header.tensors.get(f"{layer}.weight")
+        found = _scheme_of(weight, scale) if weight else ""
+        if found or packed:
+            return found or "int4"
+    return "int4" if any(name.endswith(_PACKED) for name in header.tensors) else ""
+
+
+def _scheme_of(weight: TensorInfo, scale: TensorInfo) -> str:
+    """The scheme of a weight with one scale for each of its blocks; empty for other scales."""
+    is_fp8 = weight.dtype.startswith("float8")
+    if not is_fp8 and weight.dtype not in BYTES:
+        return ""
+    if scale.dtype in ("float8_e8m0fnu", "uint8"):  # exponents, sometimes as bytes
+        numbers = 2 * weight.numel / max(scale.numel, 1)  # of a block, two in a byte; scales may be filled up
+        return "mxfp8" if is_fp8 else "nvfp4" if numbers <= 16 else "mxfp4"
+    if scale.dtype == "float8_e4m3fn" and not is_fp8:
+        return "nvfp4"
+    is_grid = len(scale.shape) > 1 and scale.numel > 1 and scale.shape != (*weight.shape[:1], 1)
+    if not is_grid or not scale.dtype.startswith(("float", "bfloat")):
+        return ""
+    return "fp8_blockwise" if is_fp8 else "int8_blockwise" if weight.dtype == "int8" else "int4"
+
+
+def packed_refusal(header: Header, needed: Mapping[str, tuple[int, ...]]) -> str:
+    """The refusal of bytes in rows of half (4 bits) or three quarters (6 bits) of the width that is needed, or ""."""
+    packed = [
+        name
+        for name, shape in needed.items()
+        if (info := header.tensors.get(name)) is not None
+        and info.dtype in BYTES
+        and shape
+        and info.shape in [(*shape[:-1], shape[-1] * quarters // 4) for quarters in (2, 3)]
+    ]
+    if not packed:
+        return ""
+    some = ", ".join(packed[:3])
+    return (
+        f"Weights with two numbers in a byte (int4, fp4) are not supported: {some}. Use a bf16, fp16, fp8 or GGUF file "
+        "of the same model."
+    )
 
 
 def tensor_scheme(name: str, header: Header) -> str:
@@ -152,13 +254,3 @@ def storage_notes(scheme: str, header: Header) -> tuple[str, ...]:
             "map must be converted with it, or the video is colourful noise.",
         )
     return ()
-
-
-def _stated_formats(metadata: Mapping[str, str]) -> set[str]:
-    """The formats that ComfyUI's metadata entry names for its layers; none if there is no such entry or it is odd."""
-    text = metadata.get(COMFYUI_METADATA, "")[:MAX_SCHEME_TEXT]
-    try:
-        layers = json.loads(text)["layers"].values() if text else ()
-        return {str(layer["format"]) for layer in layers}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()

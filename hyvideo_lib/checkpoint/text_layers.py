@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from ..quant.fp8 import dequantize_scaled
 from ..quant.ggml import dequantize_ggml
+from ..quant.rotation import dequantize_rotated
 from ..quant.schemes import StoredTensors, unpack
-from ..quant.stored import BlockWeight, StoredWeight
+from ..quant.stored import BlockWeight, ScaledWeight, StoredWeight
 from ..transformer.ops import Linear
 
 
@@ -32,6 +33,7 @@ class StoredEmbedding(nn.Module):
         super().__init__()
         self.compute_dtype = compute_dtype
         self.ggml_type = stored.ggml_type if isinstance(stored, BlockWeight) else ""
+        self.rotation = stored.rotation if isinstance(stored, ScaledWeight) else 0
         for name, tensor in _entries(stored).items():
             self.register_buffer(name, torch.empty_like(tensor, device="meta"))
 
@@ -43,7 +45,10 @@ class StoredEmbedding(nn.Module):
         scale = self._buffers.get("weight_scale")
         if scale is None:
             return rows.to(self.compute_dtype)
-        return dequantize_scaled(rows, scale if scale.numel() == 1 else scale[ids], self.compute_dtype)
+        scale = scale if scale.numel() == 1 else scale[ids]
+        if self.rotation:
+            return dequantize_rotated(rows, scale, self.rotation, self.compute_dtype)
+        return dequantize_scaled(rows, scale, self.compute_dtype)
 
     weight: Tensor
 

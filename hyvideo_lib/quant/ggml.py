@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # what four bits stand for
 SUPER = 256  # numbers of a super-block, in the formats whose names end in K
 PIECE = 2**22  # numbers decoded at a time: decoding takes a few times their bytes, which a whole layer's would not fit
 
@@ -114,6 +115,16 @@ def _q5_1(blocks: Tensor) -> Tensor:
     return levels.float().mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
 
 
+def _iq4_levels(raw: Tensor) -> Tensor:
+    """[N, 16] bytes to [N, 32] float32: levels that are not evenly spaced."""
+    table = torch.tensor(IQ4_LEVELS, dtype=torch.float32, device=raw.device)
+    return table[_nibbles(raw).flatten(1).long()]
+
+
+def _iq4_nl(blocks: Tensor) -> Tensor:
+    return _iq4_levels(blocks[:, 2:]).mul_(_half(blocks[:, :2]))
+
+
 # Super-blocks of 256 numbers: scales that have a scale
 
 
@@ -162,6 +173,14 @@ def _q6_k(blocks: Tensor) -> Tensor:
     return levels.mul_(scale.unsqueeze(-1)).flatten(1)
 
 
+def _iq4_xs(blocks: Tensor) -> Tensor:
+    high = _bits(blocks[:, 2:4], 2).transpose(1, 2).flatten(1)  # [N, 8]
+    low = _nibbles(blocks[:, 4:8]).transpose(1, 2).flatten(1)
+    scale = _half(blocks[:, :2]) * ((low | (high << 4)).float() - 32)
+    levels = _iq4_levels(blocks[:, 8:].reshape(-1, 16)).view(-1, 8, 32)
+    return levels.mul_(scale.unsqueeze(-1)).flatten(1)
+
+
 GGML_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
     {
         "q8_0": BlockFormat(32, 34, _q8_0),
@@ -174,6 +193,8 @@ GGML_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
         "q4_0": BlockFormat(32, 18, _q4_0),
         "q3_k": BlockFormat(SUPER, 110, _q3_k),
         "q2_k": BlockFormat(SUPER, 84, _q2_k),
+        "iq4_nl": BlockFormat(32, 18, _iq4_nl),
+        "iq4_xs": BlockFormat(SUPER, 136, _iq4_xs),
     }
 )
 """Formats that hold several numbers in a block, by the lower-case names that headers here give them."""

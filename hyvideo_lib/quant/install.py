@@ -27,18 +27,20 @@ def install(
     dtypes: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
     dense_dtype: torch.dtype = torch.float32,
+    ready: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Give a model on the meta device the layers for weights stored so; its state dict, to load strictly by assignment.
 
     tensors: under the model's names, with their companions; nothing of them is copied but scales. Names that the model
     has not are left out. scheme: a name in SCHEMES. dtypes: the header's dtypes by name, needed for "gguf". metadata:
     the file's, used by "comfyui_quant".
-    dense_dtype: of weights in storage form that belong to other layers than Linears, which take them dense.
+    dense_dtype: of weights in storage form that belong to other layers than Linears, which take them dense. ready:
+    tensors of layers that are in the model already and take them as they are.
     Raises UnsupportedFile for tensors that are missing or do not fit, InvalidSetting for an unknown scheme.
     """
     unpacked = unpack(scheme, StoredTensors(tensors, dtypes or {}, metadata or {}))
     layers = dict(model.named_modules())
-    state = dict(unpacked.plain)
+    state = {**unpacked.plain, **(ready or {})}
     for layer, weight in unpacked.stored.items():
         old = layers.get(layer)
         if isinstance(old, Linear):

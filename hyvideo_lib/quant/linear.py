@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..transformer.ops import Linear
 from .fp8 import dequantize_scaled
 from .ggml import GGML_FORMATS, dequantize_ggml
+from .rotation import dequantize_rotated
 
 
 class StoredLinear(Linear):
@@ -32,11 +33,13 @@ class ScaledLinear(StoredLinear):
 
     The weight is fp8 or int8. weight_scale: float32, [1], or [out_features, 1] with one for each row. input_scale: [1]
     float32, what products in fp8 divide tokens by, or None. full_precision: the file asks for no products in 8 bits.
+    rotation: the size of the groups that each row of the weight was rotated in, 0 for none.
     """
 
     weight_scale: Tensor
     input_scale: Tensor | None
     full_precision = False
+    rotation = 0
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, num_scales: int = 1, has_input_scale: bool = False
@@ -47,6 +50,8 @@ class ScaledLinear(StoredLinear):
 
     def dense_weight(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
         scale = self.weight_scale if self.weight_scale.numel() == 1 else self.weight_scale[rows]
+        if self.rotation:
+            return dequantize_rotated(self.weight[rows], scale, self.rotation, dtype)
         return dequantize_scaled(self.weight[rows], scale, dtype)
 
 

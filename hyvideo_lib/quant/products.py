@@ -23,6 +23,7 @@ from ..transformer.modulation import Modulation
 from ..transformer.ops import DENSE, Linear, Product
 from .fp8 import FP8_DTYPES, cast_fp8
 from .linear import ScaledLinear
+from .rotation import rotate
 
 E4M3 = torch.float8_e4m3fn
 AT_ONCE = 1024
@@ -40,11 +41,15 @@ PyTorch widens the numbers first, and in every other product, ten to a thousand 
 
 @dataclass(frozen=True)
 class Rounded:
-    """Numbers in 8 bits, [n, in], and what they are multiplied with: float32, [1], or [n, 1] with one for each row."""
+    """Numbers in 8 bits, [n, in], and what they are multiplied with: float32, [1], or [n, 1] with one for each row.
+
+    rotation: what the other side of the product must be rotated by too, 0 for not at all.
+    """
 
     weight: Tensor
     scale: Tensor
     input_scale: Tensor | None = None
+    rotation: int = 0
 
 
 class EightBit(Product, Protocol):
@@ -102,7 +107,8 @@ class ByTensor:
     @staticmethod
     def _stored(layer: Linear, rows: slice) -> Rounded | None:
         found = stored_rows(layer, rows)
-        return found if found and found.weight.dtype in FP8_DTYPES and found.scale.numel() == 1 else None
+        is_usable = found and found.weight.dtype in FP8_DTYPES and found.scale.numel() == 1 and not found.rotation
+        return found if is_usable else None
 
 
 @dataclass(frozen=True)
@@ -131,18 +137,18 @@ class ByRow:
             return layer.dense_weight(dtype, rows)
         found = stored_rows(layer, rows)
         if found and found.weight.dtype == self.dtype:
-            return Rounded(found.weight, found.scale.float().expand(len(found.weight), 1))
+            return Rounded(found.weight, found.scale.float().expand(len(found.weight), 1), rotation=found.rotation)
         return round_weight(layer, rows, self.dtype)
 
     def multiply(self, x: Tensor, ready: Tensor | Rounded, bias: Tensor | None) -> Tensor:
         if isinstance(ready, Tensor):
             return F.linear(x, ready, bias)
-        return _by_parts(
-            lambda tokens: self.multiply_rows(round_rows(tokens, self.dtype), ready, x.dtype),
-            x,
-            len(ready.weight),
-            bias,
-        )
+
+        def multiply(tokens: Tensor) -> Tensor:
+            rotated = rotate(tokens, ready.rotation) if ready.rotation else tokens
+            return self.multiply_rows(round_rows(rotated, self.dtype), ready, x.dtype)
+
+        return _by_parts(multiply, x, len(ready.weight), bias)
 
 
 def multiply_int8(tokens: Rounded, weight: Rounded, dtype: torch.dtype) -> Tensor:
@@ -220,7 +226,7 @@ def stored_rows(layer: Linear, rows: slice) -> Rounded | None:
     if not isinstance(layer, ScaledLinear):
         return Rounded(weight[rows], torch.ones(1, device=weight.device))
     scale = layer.weight_scale if layer.weight_scale.numel() == 1 else layer.weight_scale[rows]
-    return Rounded(weight[rows], scale, layer.input_scale)
+    return Rounded(weight[rows], scale, layer.input_scale, layer.rotation)
 
 
 def use_product(model: HunyuanVideoTransformer, name: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidSetting, UnsupportedFile
-from .comfy_quant import COMFY_QUANT, METADATA_KEY, LayerFormat, formats_in_metadata, layer_format
+from .comfy_quant import COMFY_QUANT, METADATA_KEY, LayerFormat, check_unscaled, formats_in_metadata, layer_format
 from .fp8 import FP8_DTYPES
 from .ggml import GGML_FORMATS
 from .stored import BlockWeight, ScaledWeight, StoredWeight
@@ -27,7 +27,8 @@ FULL_PRECISION_MARKER = 2  # elements of the marker `scaled_fp8` in files whose 
 class StoredTensors:
     """The tensors of a file in Tencent's names, and what its header says of them.
 
-    dtypes: the header's dtype by name, needed for ggml blocks only. metadata: the file's.
+    dtypes: the header's dtype by name, needed for ggml blocks only. metadata: the file's; what it says of layers, it
+    says under these names, or behind a prefix.
     """
 
     tensors: Mapping[str, Tensor]
@@ -79,9 +80,14 @@ def _unpack_comfyui_quant(contents: StoredTensors) -> Unpacked:
     formats: dict[str, LayerFormat] = {}
     for name, tensor in contents.tensors.items():
         layer, _, leaf = name.rpartition(".")
-        if leaf == "weight" and f"{layer}.weight_scale" in tensors:
-            formats[layer] = layer_format(layer, tensor, contents.tensors.get(f"{layer}.{COMFY_QUANT}"), declared)
+        if leaf != "weight":
+            continue
+        description = contents.tensors.get(f"{layer}.{COMFY_QUANT}")
+        if f"{layer}.weight_scale" in tensors:
+            formats[layer] = layer_format(layer, tensor, description, declared)
             tensors[name] = tensor.view(formats[layer].dtype)
+        else:
+            check_unscaled(layer, tensor, description, declared)
     return _unpack_scaled(tensors, names, (*FP8_DTYPES, torch.int8), formats.__getitem__)
 
 
@@ -157,11 +163,13 @@ def _unpack_scaled(
                 f"{dtypes}. Use a bf16, fp16 or plain fp8 file."
             )
         input_scale = tensors.get(f"{layer}.{names.input_scale}") if names.input_scale else None
+        found = format_of(layer)
         stored[layer] = ScaledWeight(
             tensor,
             _one_or_each_row(f"{layer}.{names.scale}", scale, tensor.shape[0] if tensor.ndim else 1),
             None if input_scale is None else _one_or_each_row(f"{layer}.{names.input_scale}", input_scale, 1),
-            format_of(layer).full_precision,
+            found.full_precision,
+            found.rotation,
         )
     return Unpacked(plain, stored)
 
@@ -175,6 +183,6 @@ def _one_or_each_row(name: str, scale: Tensor, rows: int) -> Tensor:
             "expected. Scales of blocks are not read; use a bf16, fp8 or GGUF file."
         )
     scale = scale.float().reshape((1,) if scale.numel() == 1 else (rows, 1))
-    if not scale.isfinite().all():
+    if not scale.is_meta and not scale.isfinite().all():
         raise UnsupportedFile(f"{name} is not a finite number. The file is damaged; download it again.")
     return scale

@@ -16,6 +16,7 @@ from ..transformer.ops import Linear
 from .fp8 import dequantize_scaled
 from .ggml import GGML_FORMATS, dequantize_ggml
 from .linear import BlockLinear, ScaledLinear
+from .rotation import dequantize_rotated
 
 
 class StoredWeight(Protocol):
@@ -40,24 +41,28 @@ class ScaledWeight:
     """fp8 or int8 numbers, with one scale or one for each row.
 
     scale: [1] or [out, 1]. input_scale: [1], what activations are divided by where they are multiplied in fp8.
-    full_precision: the file asks for no products in 8 bits with this weight.
+    full_precision: the file asks for no products in 8 bits with this weight. rotation: the size of the groups that each
+    row was rotated in (`rotation`), 0 for none.
     """
 
     weight: Tensor
     scale: Tensor
     input_scale: Tensor | None = None
     full_precision: bool = False
+    rotation: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.weight.shape)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
+        if self.rotation:
+            return dequantize_rotated(self.weight, self.scale, self.rotation, dtype)
         return dequantize_scaled(self.weight, self.scale, dtype)
 
     def make_layer(self, in_features: int, out_features: int, has_bias: bool) -> Linear:
         made = ScaledLinear(in_features, out_features, has_bias, self.scale.numel(), self.input_scale is not None)
-        made.full_precision = self.full_precision
+        made.full_precision, made.rotation = self.full_precision, self.rotation
         return made
 
     def entries(self) -> dict[str, Tensor]:

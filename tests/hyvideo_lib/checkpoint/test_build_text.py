@@ -81,10 +81,11 @@ def test_the_plain_forms_are_the_references(tmp_path: Path) -> None:
     assert (clip(golden["input_ids"]) - golden["pooler_output"]).abs().max() <= 2e-5
 
 
-@pytest.mark.parametrize("form", ["float32", "float16", "q8_0"])
+@pytest.mark.parametrize("form", ["float32", "float16", *files.BLOCKS])
 def test_gguf_encodes_as_the_weights_it_stands_for(tmp_path: Path, form: str) -> None:
     weights = weights_of("llama", torch.float16 if form == "float16" else torch.float32)
-    dense = {n: files.q8_0(t)[1] if form == "q8_0" and t.ndim == 2 else t.float() for n, t in weights.items()}
+    is_block = form in files.BLOCKS
+    dense = {n: files.BLOCKS[form](t)[1] if is_block and t.ndim == 2 else t.float() for n, t in weights.items()}
     plain = encode(load(write(tmp_path / "plain.safetensors", "llama", dense)))
     encoder = load(files.write_gguf(tmp_path / "llama.gguf", weights, form))
     found = encode(encoder)

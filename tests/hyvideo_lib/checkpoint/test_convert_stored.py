@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from gguf_file import entry, write_gguf
@@ -22,7 +23,7 @@ from tests.hyvideo_lib.checkpoint.layouts import TRANSFORMER_LAYOUTS
 
 Weights = dict[str, Tensor]
 GOLDENS = Path(__file__).parents[2] / "goldens"
-BLOCK_TYPES = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0}
+BLOCK_TYPES = {name: gguf.GGMLQuantizationType[name.upper()] for name in ("q8_0", "q4_0", "iq4_nl", "iq4_xs")}
 
 
 def weights_of_a_transformer() -> Weights:
@@ -47,12 +48,23 @@ def converted(source: Path, **request: Any) -> Weights:
     return load_file(target)
 
 
+def random_blocks(count: int, num_bytes: int) -> np.ndarray:
+    """Blocks that begin with a scale of 0.001 in float16 and hold anything else."""
+    raw = np.random.default_rng(0).integers(0, 256, (count, num_bytes), dtype=np.uint8)
+    raw[:, :2] = np.array([0.001], np.float16).view(np.uint8)
+    return raw
+
+
 def as_blocks(weights: Weights, kind: str) -> tuple[Weights, Weights]:
     """(rows of blocks of the blocks' matrices, the numbers that they stand for), both by the gguf package."""
     blocks, numbers = {}, {}
     for name, tensor in weights.items():
-        if is_quantised(name, tensor):
-            raw = gguf.quants.quantize(tensor.float().numpy(), BLOCK_TYPES[kind])
+        numbers_in_block, num_bytes = gguf.GGML_QUANT_SIZES[BLOCK_TYPES[kind]]
+        if is_quantised(name, tensor) and tensor.shape[1] % numbers_in_block == 0:
+            if kind.startswith("iq"):  # which the package only reads
+                raw = random_blocks(tensor.numel() // numbers_in_block, num_bytes).reshape(len(tensor), -1)
+            else:
+                raw = gguf.quants.quantize(tensor.float().numpy(), BLOCK_TYPES[kind])
             blocks[name] = torch.from_numpy(raw)
             numbers[name] = torch.from_numpy(gguf.quants.dequantize(raw, BLOCK_TYPES[kind]))
     return blocks, numbers
@@ -61,6 +73,7 @@ def as_blocks(weights: Weights, kind: str) -> tuple[Weights, Weights]:
 def write_blocks(path: Path, weights: Weights, kind: str, layout: str) -> tuple[Path, Weights]:
     """A GGUF file in a layout's names, and the numbers that it holds, in Tencent's."""
     blocks, numbers = as_blocks(weights, kind)
+    assert blocks
     names = {name: next(iter(TRANSFORMER_LAYOUTS[layout]({name: tensor}))) for name, tensor in weights.items()}
     entries = {
         names[name]: entry(blocks[name], kind, tensor.shape[1]) if name in blocks else entry(tensor.float())

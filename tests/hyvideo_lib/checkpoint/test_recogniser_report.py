@@ -145,7 +145,8 @@ def test_formats_named_in_the_metadata_count(tmp_path: Path) -> None:
     for text, scheme in (
         ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "nvfp4"}}}', "nvfp4"),
         ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "float8_e4m3fn"}}}', "comfyui_quant"),
-        ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "int8_blockwise"}}}', "comfyui_other"),
+        ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "int8_blockwise"}}}', "int8_blockwise"),
+        ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "int3_of_tomorrow"}}}', "comfyui_other"),
         ('{"layers": {"double_blocks.0.img_mlp.0": {"format": "mxfp8"}}}', "mxfp8"),
         ("not json", "none"),
         ('{"layers": [1]}', "none"),
@@ -153,7 +154,7 @@ def test_formats_named_in_the_metadata_count(tmp_path: Path) -> None:
     ):
         headers.write_safetensors(path, entries, {"_quantization_metadata": text})
         report = inspect_file(path)
-        assert (report.quantization, report.supported) == (scheme, scheme in ("none", "comfyui_quant"))
+        assert (report.quantization, report.supported) == (scheme, scheme == "none")  # the layer named is in bf16
 
 
 def test_an_odd_vocabulary_is_told(tmp_path: Path) -> None:

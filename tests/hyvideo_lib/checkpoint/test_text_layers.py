@@ -50,6 +50,18 @@ def test_rows_are_multiplied_with_their_scale(table: torch.Tensor, rows: bool) -
     assert torch.equal(layer(IDS), (weight.float() * scale)[IDS])
 
 
+@pytest.mark.parametrize("rows", [False, True], ids=["one scale", "a scale for each row"])
+def test_rotated_rows_are_turned_back_after_they_were_looked_up(rows: bool) -> None:
+    numbers = torch.randint(-127, 128, (7, 32), dtype=torch.int8)
+    scale = torch.rand(7, 1) if rows else torch.rand(())
+    text = b'{"format": "int8_tensorwise", "params": {"convrot": true, "convrot_groupsize": 4}}'
+    tensors = {"tokens.weight": numbers, "tokens.weight_scale": scale}
+    layer = embedding(tensors | {"tokens.comfy_quant": torch.tensor(list(text), dtype=torch.uint8)}, "comfyui_quant")
+    four = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
+    expected = (numbers * scale) @ torch.block_diag(*[four] * 8)
+    torch.testing.assert_close(layer(IDS), expected[IDS], rtol=0, atol=1e-4)
+
+
 def test_a_change_of_dtype_leaves_the_storage_alone(table: torch.Tensor) -> None:
     weight, scale = quantize_fp8(table)
     layer = embedding({"tokens.weight": weight, "tokens.scale_weight": scale}, "comfyui_fp8_scaled")

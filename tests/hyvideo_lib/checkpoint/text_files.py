@@ -195,14 +195,29 @@ def q8_0(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return packed.reshape(tensor.shape[0], -1), (levels * scale.float()).reshape(tensor.shape)
 
 
+IQ4_LEVELS = torch.tensor((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113.0))
+
+
+def iq4_nl(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows of blocks, what they stand for): the nearest of 16 levels each, two in a byte, with a float16 scale."""
+    blocks = tensor.reshape(-1, 32)
+    scale = (blocks.abs().amax(dim=1, keepdim=True) / 113).half()
+    chosen = (blocks[..., None] / scale.float().clamp(min=1e-12)[..., None] - IQ4_LEVELS).abs().argmin(-1)
+    packed = torch.cat((scale.view(torch.uint8), (chosen[:, :16] | chosen[:, 16:] << 4).to(torch.uint8)), dim=1)
+    return packed.reshape(tensor.shape[0], -1), (IQ4_LEVELS[chosen] * scale.float()).reshape(tensor.shape)
+
+
+BLOCKS = {"q8_0": q8_0, "iq4_nl": iq4_nl}
+
+
 def write_gguf(
     path: Path, tensors: Weights, form: str = "", metadata: Mapping[str, Any] = LLAMA_METADATA, **beside: Tensor
 ) -> Path:
-    """A Llama with bare names as llama.cpp writes it. form: "q8_0" for matrices, else as they are."""
+    """A Llama with bare names as llama.cpp writes it. form: one of BLOCKS for matrices, else as they are."""
     table: dict[str, Entry] = {name: entry(tensor) for name, tensor in beside.items()}
     for name, tensor in tensors.items():
         turned = interleave(name, tensor)
-        is_block = form == "q8_0" and tensor.ndim == 2
-        table[gguf_name(name)] = entry(q8_0(turned)[0], "q8_0", tensor.shape[1]) if is_block else entry(turned)
+        is_block = form in BLOCKS and tensor.ndim == 2
+        table[gguf_name(name)] = entry(BLOCKS[form](turned)[0], form, tensor.shape[1]) if is_block else entry(turned)
     path.write_bytes(gguf_bytes(table, metadata))
     return path

@@ -10,6 +10,7 @@ from torch import nn
 from hyvideo_lib.quant import dequantize_fp8, dequantize_ggml, quantize_fp8
 from hyvideo_lib.quant.ggml import GGML_FORMATS
 from hyvideo_lib.quant.linear import BlockLinear, ScaledLinear
+from hyvideo_lib.quant.rotation import rotate
 from hyvideo_lib.transformer.ops import Linear
 
 ROWS = [slice(None), slice(0, 3), slice(3, None)]
@@ -57,6 +58,23 @@ def test_int8_is_rounded_once() -> None:
     assert torch.equal(layer.dense_weight(torch.bfloat16), (numbers.float() * scale).bfloat16())
 
 
+def rotated(in_features: int, out_features: int, group: int) -> ScaledLinear:
+    layer = ScaledLinear(in_features, out_features, num_scales=out_features)
+    layer.rotation = group
+    numbers = torch.randint(-127, 128, (out_features, in_features), dtype=torch.int8)
+    loaded(layer, weight=numbers, weight_scale=torch.rand(out_features, 1), bias=torch.randn(out_features))
+    return layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", ROWS)
+def test_rotated_rows_are_turned_back_before_they_are_multiplied(dtype: torch.dtype, rows: slice) -> None:
+    layer = rotated(32, 8, 16)
+    turned = rotate(layer.weight.float() * layer.weight_scale, 16).to(dtype)
+    x = torch.randn(2, 5, 32).to(dtype)
+    assert torch.equal(layer(x, rows), F.linear(x, turned[rows], layer.bias[rows].to(dtype)))
+
+
 @pytest.mark.parametrize("ggml_type", GGML_FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", ROWS)
@@ -82,6 +100,7 @@ STORED: dict[str, Any] = {
         weight_scale=torch.rand(4, 1),
         bias=torch.ones(4),
     ),
+    "rotated": lambda: rotated(32, 4, 16),
     "blocks": lambda: loaded(BlockLinear(32, 4), weight=blocks("q8_0", 4, 32), bias=torch.ones(4)),
 }
 

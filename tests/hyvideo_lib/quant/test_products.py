@@ -104,6 +104,12 @@ def of_int8(num_scales: int) -> Linear:
     return stored(layer, weight=weight, weight_scale=scale.reshape(1) if num_scales == 1 else scale)
 
 
+def rotated(num_scales: int) -> Linear:
+    layer = of_int8(num_scales)
+    layer.rotation = 64
+    return layer
+
+
 def in_parts() -> Linear:
     layer = JoinedLinear(64, (16, 32), False)
     return stored(layer, **{f"parts.{i}.weight": torch.randn(rows, 64) for i, rows in enumerate((16, 32))})
@@ -116,6 +122,8 @@ STORED = {
     "scaled fp8": lambda: of_fp8(0.125),
     "int8": lambda: of_int8(1),
     "int8 by rows": lambda: of_int8(48),
+    "rotated int8": lambda: rotated(1),
+    "rotated int8 by rows": lambda: rotated(48),
     "in parts": in_parts,
     "q8_0": lambda: of_blocks("q8_0"),
 }
@@ -230,7 +238,17 @@ def test_fp8_of_zeros_is_zero():
     assert torch.equal(multiply("fp8", of_fp8(0.5), torch.zeros(3, 64)), torch.zeros(3, 48))
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "int8", "in parts", "q8_0"])
+def test_rotated_numbers_are_multiplied_as_they_rest_by_rotated_tokens():
+    _here("int8")
+    layer = rotated(48)
+    ready = PRODUCTS["int8"].ready(layer, torch.float32, slice(16, 48))
+    assert ready.weight.data_ptr() == layer.weight[16:].data_ptr()
+    x = torch.zeros(3, 64)
+    x[:, 7] = 1.0  # alone it is rounded without loss, spread over all channels too
+    assert norm_error(multiply("int8", layer, x), layer.dense_weight(torch.float32)[:, 7].expand(3, -1)) <= 1e-6
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "rotated int8", "in parts", "q8_0"])
 def test_fp8_leaves_weights_alone_that_do_not_rest_in_it(storage):
     layer = STORED[storage]()
     x = torch.randn(20, layer.in_features)

@@ -88,20 +88,35 @@ def test_input_scales_are_kept() -> None:
     assert torch.equal(only("comfyui_quant", tensors).entries()["input_scale"], torch.tensor([0.25]))
 
 
-def metadata(*entries: dict[str, Any]) -> dict[str, str]:
-    layers = {f"model.layer.{i}": entry for i, entry in enumerate(entries)}
-    return {"_quantization_metadata": json.dumps({"layers": layers})}
+def metadata(entry: Any, layer: str = "model.a", **others: Any) -> dict[str, str]:
+    """A file's metadata that describe one layer, and others under a name of another prefix."""
+    table = {
+        "format_version": "1.0",
+        "layers": {**{f"b.{name}": other for name, other in others.items()}, layer: entry},
+    }
+    return {"_quantization_metadata": json.dumps(table)}
 
 
 FP8_BYTES = FP8.view(torch.uint8)
+CONVROT = {"convrot": True, "convrot_groupsize": 16}
 ACCEPTED: dict[str, tuple[torch.Tensor, Any, dict[str, str], torch.dtype]] = {
     "fp8 by its dtype": (FP8, None, {}, E4M3),
     "fp8 by its description": (FP8, {"format": "float8_e4m3fn"}, {}, E4M3),
     "fp8 as bytes": (FP8_BYTES, {"format": "float8_e4m3fn"}, {}, E4M3),
     "e5m2 as bytes": (FP8_BYTES, {"format": "float8_e5m2"}, {}, torch.float8_e5m2),
     "int8 by its description": (INT8, {"format": "int8_tensorwise"}, {}, torch.int8),
-    "int8 by the metadata": (INT8, None, metadata({"format": "int8"}, {"format": "float8_e4m3fn"}), torch.int8),
+    "int8 by the metadata": (INT8, None, metadata({"format": "int8"}, c={"format": "float8_e4m3fn"}), torch.int8),
+    "int8 by its own line": (INT8, None, metadata({"format": "int8"}, "a", a={"format": "float8_e4m3fn"}), torch.int8),
     "fp8 by the metadata": (FP8, None, metadata({"format": "float8_e4m3fn"}), E4M3),
+    "fp8 that the metadata leave out": (FP8, None, metadata({"format": "int8"}, "c"), E4M3),
+    "both": (INT8, {"format": "int8_tensorwise"}, metadata({"params": {}, "format": "int8_tensorwise"}), torch.int8),
+    "not rotated": (INT8, {"format": "int8_tensorwise", "convrot": False, "convrot_groupsize": 256}, {}, torch.int8),
+    "harmless keys": (
+        INT8,
+        {"format": "int8_tensorwise", "per_row": True, "orig_dtype": "torch.bfloat16", "orig_shape": [4, 16]},
+        {},
+        torch.int8,
+    ),
 }
 
 
@@ -116,12 +131,89 @@ def test_formats_are_told(weight: torch.Tensor, description: Any, table: dict[st
 REFUSED: dict[str, tuple[torch.Tensor, Any, dict[str, str], str]] = {
     "nvfp4": (FP8_BYTES, {"format": "nvfp4"}, {}, r"a\.comfy_quant says .* nvfp4, which is not read here .* GGUF file"),
     "mxfp8": (FP8, {"format": "mxfp8"}, {}, "mxfp8"),
-    "nvfp4 in the metadata": (FP8, None, metadata({"format": "nvfp4"}), r"model\.layer\.0 says .* nvfp4"),
-    "rotated": (INT8, {"format": "int8_tensorwise", "convrot": True}, {}, "rotated"),
+    "nvfp4 in the metadata": (FP8, None, metadata({"format": "nvfp4"}), r"of model\.a says .* nvfp4"),
+    "nvfp4 under params": (FP8_BYTES, {"params": {"format": "nvfp4"}}, {}, "nvfp4"),
+    "rotated in other groups": (INT8, {"format": "int8_tensorwise", "convrot": True}, {}, "groups of 256"),
+    "rotated fp8": (FP8, {"format": "float8_e4m3fn", **CONVROT}, {}, "rotated"),
+    "rotated int8 of another name": (INT8, {"format": "int8", **CONVROT}, {}, "rotated"),
+    "groups of no power of four": (
+        INT8,
+        {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 8},
+        {},
+        "convrot_groupsize: 8, which is not understood",
+    ),
+    "groups in words": (
+        INT8,
+        {"format": "int8_tensorwise", "params": {"convrot": True, "convrot_groupsize": "16"}},
+        {},
+        "convrot_groupsize: 16, which is not understood",
+    ),
+    "perhaps rotated": (INT8, {"format": "int8_tensorwise", "convrot_groupsize": 16}, {}, "not say clearly"),
+    "rotated and not": (
+        INT8,
+        {"format": "int8_tensorwise", "convrot": False, "params": {"convrot": True}},
+        {},
+        "two things of convrot",
+    ),
+    "rotated by one key": (
+        INT8,
+        {"format": "int8_tensorwise", "convrot": True, "weight_rotated": False},
+        {},
+        "clearly",
+    ),
+    "rotated in words": (INT8, {"format": "int8_tensorwise", "convrot": "true"}, {}, "convrot: true, which is not"),
+    "rotated as a number": (INT8, {"format": "int8_tensorwise", "convrot": 1}, {}, "convrot: 1, which is not"),
+    "an unknown key": (INT8, {"format": "int8_tensorwise", "smooth": 1}, {}, "the key 'smooth', which is not"),
+    "an unknown key of params": (
+        FP8,
+        None,
+        metadata({"format": "float8_e4m3fn", "params": {"group_size": 16}}),
+        "the key 'group_size', which is not",
+    ),
+    "params in params": (FP8, {"format": "float8_e4m3fn", "params": {"params": {}}}, {}, "the key 'params'"),
+    "params of another kind": (FP8, {"format": "float8_e4m3fn", "params": [1]}, {}, "params: "),
+    "precision in words": (FP8, {"format": "float8_e4m3fn", "full_precision_matrix_mult": "no"}, {}, "not understood"),
+    "a filled up weight": (INT8, {"format": "int8_tensorwise", "orig_shape": [4, 15]}, {}, r"\[4, 16\], .* \[4, 15\]"),
+    "beside it and in the metadata": (
+        INT8,
+        {"format": "int8_tensorwise"},
+        metadata({"format": "int8_tensorwise", **CONVROT}),
+        "say two things of a",
+    ),
+    "two lines of the metadata": (
+        INT8,
+        None,
+        metadata({"format": "int8"}, a={"format": "int8_tensorwise"}),
+        "two things",
+    ),
+    "a key of the table": (
+        FP8,
+        None,
+        {"_quantization_metadata": '{"layers": {}, "convrot": true}'},
+        "the key 'convrot', which is not",
+    ),
+    "a later version": (
+        FP8,
+        None,
+        {"_quantization_metadata": '{"layers": {}, "format_version": "2.0"}'},
+        "version 2.0",
+    ),
+    "a long table": (
+        FP8,
+        None,
+        {"_quantization_metadata": '{"layers": {}}' + " " * 10_000_000},
+        "no table of layers",
+    ),
     "no format": (FP8, {}, {}, "stored as None"),
     "a list": (FP8, [1], {}, "stored as None"),
     "int8 of unknown meaning": (INT8, None, {}, "neither a.comfy_quant nor the metadata says"),
-    "int8 among fp8": (INT8, None, metadata({"format": "float8_e4m3fn"}), "neither"),
+    "int8 in a table of others": (INT8, None, metadata({"format": "int8"}, "c"), "neither"),
+    "another dtype in the metadata": (
+        INT8,
+        None,
+        metadata({"format": "float8_e4m3fn"}),
+        "description says float8_e4m3fn",
+    ),
     "bytes of unknown meaning": (FP8_BYTES, None, {}, "neither"),
     "another dtype": (INT8, {"format": "float8_e4m3fn"}, {}, "is int8, but its description says float8_e4m3fn"),
     "metadata not JSON": (FP8, None, {"_quantization_metadata": "{"}, "no table of layers"),
@@ -139,6 +231,56 @@ def test_formats_that_are_not_read_are_named(
         tensors["a.comfy_quant"] = json_tensor(description)
     with pytest.raises(UnsupportedFile, match=words):
         only("comfyui_quant", tensors, table)
+
+
+ROTATED = {
+    "beside it": ({"format": "int8_tensorwise", **CONVROT}, {}),
+    "beside it under params": ({"format": "int8_tensorwise", "params": CONVROT}, {}),
+    "beside it, some under params": (
+        {"format": "int8_tensorwise", "convrot": True, "params": {"convrot_groupsize": 16}},
+        {},
+    ),
+    "in the metadata": (None, metadata({"format": "int8_tensorwise", **CONVROT})),
+    "in the metadata under params": (None, metadata({"format": "int8_tensorwise", "params": CONVROT}, "a")),
+    "in both": (
+        {"format": "int8_tensorwise", **CONVROT},
+        metadata({"format": "int8_tensorwise", "params": {**CONVROT, "weight_rotated": True}}),
+    ),
+}
+
+
+@pytest.mark.parametrize(("description", "table"), ROTATED.values(), ids=ROTATED.keys())
+@pytest.mark.parametrize("scale_shape", [(), (4, 1)])
+def test_rotated_weights_are_turned_back(description: Any, table: dict[str, str], scale_shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    numbers, scale = torch.randint(-127, 128, (4, 32), dtype=torch.int8), torch.rand(scale_shape)
+    four = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]).double() / 2
+    hadamard = torch.block_diag(torch.kron(four, four), torch.kron(four, four))
+    tensors = {"a.weight": numbers, "a.weight_scale": scale}
+    if description is not None:
+        tensors["a.comfy_quant"] = json_tensor(description)
+    weight = only("comfyui_quant", tensors, table)
+    expected = numbers.double() * scale.double() @ hadamard
+    torch.testing.assert_close(weight.dense(torch.float32).double(), expected, rtol=0, atol=1e-5)
+    assert (expected - numbers * scale).norm() > 0.5 * expected.norm()
+
+
+def test_the_usual_size_of_groups_is_256() -> None:
+    tensors = {"a.weight": torch.ones(4, 512, dtype=torch.int8), "a.weight_scale": torch.ones(4, 1)}
+    tensors["a.comfy_quant"] = json_tensor({"format": "int8_tensorwise", "convrot": True})
+    assert only("comfyui_quant", tensors).rotation == 256
+
+
+@pytest.mark.parametrize("weight", [INT8, FP8_BYTES, torch.ones(4, 16)], ids=["int8", "bytes", "float32"])
+@pytest.mark.parametrize("name", ["int8_tensorwise", "float8_e4m3fn"])
+def test_a_description_of_a_weight_without_a_scale_is_refused(weight: torch.Tensor, name: str) -> None:
+    with pytest.raises(UnsupportedFile, match=r"its description says|weight_scale is not in the file"):
+        unpack("comfyui_quant", StoredTensors({"a.weight": weight}, metadata=metadata({"format": name})))
+
+
+def test_fp8_without_a_scale_may_be_described() -> None:
+    contents = StoredTensors({"a.weight": FP8}, metadata=metadata({"format": "float8_e4m3fn"}))
+    assert unpack("comfyui_quant", contents).plain.keys() == {"a.weight"}
 
 
 @pytest.mark.parametrize(
