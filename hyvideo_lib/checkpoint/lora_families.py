@@ -8,10 +8,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .header import TensorInfo
 from .layout import Layout, Match
+from .lora_models import FLUX, I2V, Told, lora_model
+from .lora_sizes import (
+    ALPHA,
+    BIAS_DIFF,
+    DIFF,
+    DOWN,
+    RELEASED,
+    UP,
+    LoraModule,
+    Rows,
+    flat,
+    known_modules,
+    misfit,
+    widths,
+)
 from .read import Header
 
 # End of a name -> how the family writes its two matrices.
@@ -44,9 +60,6 @@ _REFUSED = (
     "Replacement weights",
     "LoRA that widens layers",
 )
-# Where trainers note the model that a LoRA is for, and how they begin the names of others.
-_MODEL_METADATA = ("modelspec.architecture", "ss_base_model_version")
-_OTHER_MODELS = ("flux", "wan", "ltx", "stable", "sd", "qwen", "cogvideo", "mochi")
 _PREFIXES = (
     "Hunyuan_video_I2V_lora_",
     "lora_unet_",
@@ -59,21 +72,18 @@ _PREFIXES = (
     "model.diffusion_model.",
     "",
 )
+_ROLES = {
+    DOWN: re.compile(r"lora_down\.weight$|lora_A(?:\.\w+)*$|[._]lora(?:_linear_layer)?\.down\.weight$"),
+    UP: re.compile(r"lora_up\.weight$|lora_B(?:\.\w+)*$|[._]lora(?:_linear_layer)?\.up\.weight$"),
+    DIFF: re.compile(r"\.diff$"),
+    BIAS_DIFF: re.compile(r"\.diff_b$"),
+    ALPHA: re.compile(r"\.alpha$"),
+}
+_I2V_PREFIX = "Hunyuan_video_I2V_lora_"
 # Whose module names: looked for after the prefix, with dots or underscores between the words; the first hit counts.
 _MODULES = tuple(
     (names, re.compile("|".join(patterns)))
     for names, patterns in (
-        (
-            "other",
-            (
-                r"^blocks[._]\d+[._](?:self_attn|cross_attn|attn[12])[._]",  # Wan
-                r"transformer_blocks[._]\d+[._]attn[12][._]",  # LTX, Stable Diffusion
-                r"(?:^|[._])(?:down|up)_blocks[._]|(?:^|[._])mid_block[._]|^(?:input|output|middle)_blocks?[._]",
-                r"^te\d?_|^text_model[._]|^joint_blocks[._]",
-                r"double_blocks[._]\d+[._](?:img|txt)_attn_[qkv](?![a-z])",  # HunyuanVideo 1.5
-                r"double_blocks[._](?:[2-9]\d|\d{3,})[._]|^byt5_in|^vision_in|^cond_type_embed|^context_embedder_2",
-            ),
-        ),
         (
             "diffusers",
             (
@@ -94,8 +104,6 @@ _MODULES = tuple(
         ),
     )
 )
-_FLUX_BLOCKS = (19, 38)  # double and single, all of them; HunyuanVideo has 20 and 40
-
 # (prefix, module names) -> the family's name in the table of LoRA layouts.
 _FAMILIES = {
     ("Hunyuan_video_I2V_lora_", "tencent"): "tencent_i2v",
@@ -141,13 +149,17 @@ class LoraFacts:
 
 
 def match_lora(header: Header) -> tuple[Match, LoraFacts] | None:
-    """The family of a LoRA file, and its facts; None for a file that is mostly something else."""
+    """The family of a LoRA file, and its facts; None for a file that is mostly something else.
+
+    The layout's variant is the model that it was trained on, where that shows.
+    """
     parts = {name: hit for name in header.tensors if (hit := _split(name)) is not None}
     styles = Counter(style for _, style in parts.values() if style != "other")
     if not styles or 2 * len(parts) < len(header.tensors):
         return None
     prefix = _common_prefix(parts)
-    paths = {path.removeprefix(prefix) for path, _ in parts.values()}
+    paths_in_full = {path for path, _ in parts.values()}
+    paths = {path.removeprefix(prefix) for path in paths_in_full}
     names = _module_names(paths)
     facts = LoraFacts(
         matrices=next((style for style in _REFUSED if style in styles), styles.most_common(1)[0][0]),
@@ -157,16 +169,83 @@ def match_lora(header: Header) -> tuple[Match, LoraFacts] | None:
         has_alpha=any(name.endswith(".alpha") for name in parts),
         in_channels=_patch_channels(header, parts),
     )
-    family, refusal = _FAMILIES.get((prefix, names), "other"), ""
-    if family == "other":
-        refusal = "This LoRA is for another model; its module names are none of HunyuanVideo's (13B)."
-    elif stated := _stated_other_model(header):
-        family, refusal = "other", f"This LoRA says that it is for another model: {stated}."
-    elif names == "comfyui" and _is_flux(paths):
-        family, refusal = "flux", "This LoRA is for Flux: it changes all its 19 double and 38 single blocks, no more."
+    family = _FAMILIES.get((prefix, names), "other")
+    told = told_model(header)
+    refusal = told.refusal if told else ""
+    if told and refusal:
+        family = "flux" if told.model is FLUX else "other"
+    elif family == "other" or not any(map(_known_rows, paths_in_full)):
+        family, refusal = "other", "This LoRA is for another model; its module names are none of HunyuanVideo's (13B)."
+    elif header.format == "gguf":
+        refusal = "It is a GGUF file; LoRAs are read as .safetensors. Use that version of it."
     elif facts.matrices in _REFUSED:
         refusal = f"{facts.matrices} is not supported; only plain LoRA (two matrices a layer) and differences are."
-    return Match(Layout("lora", family, (), refusal=refusal), ""), facts
+    else:
+        refusal = _doubled(parts) or misfit(_modules(header, parts))
+    variant = told.model.variant if told else ""
+    return Match(Layout("lora", family, (), variant=variant, refusal=refusal), ""), facts
+
+
+def told_model(header: Header) -> Told | None:
+    """The model that a LoRA is for, where that is not just HunyuanVideo's text to video."""
+    parts = {name: hit for name in header.tensors if (hit := _split(name)) is not None}
+    paths = {path: _prefix(path) for path, _ in parts.values()}
+    bare = sorted(path.removeprefix(prefix) for path, prefix in paths.items())
+    told = lora_model(header.metadata, bare, widths(_modules(header, parts)).keys())
+    if told is None and _I2V_PREFIX in paths.values():
+        return Told(I2V, f"its modules are called {_I2V_PREFIX}..., as by Tencent's trainer for that model")
+    return told
+
+
+def lora_notes(header: Header) -> tuple[str, ...]:
+    """What to say of a LoRA that loads although it was trained on something else."""
+    told = told_model(header)
+    notes = [told.note] if told and told.note else []
+    parts = {name: hit for name in header.tensors if (hit := _split(name)) is not None}
+    for width, _ in widths(_modules(header, parts)).most_common(1):
+        if width != RELEASED.hidden_size:
+            notes.append(f"It is for a transformer {width} wide; the released one is {RELEASED.hidden_size} wide.")
+    return tuple(notes)
+
+
+def _modules(header: Header, parts: Mapping[str, tuple[str, str]]) -> list[LoraModule]:
+    """The modules that HunyuanVideo has, with the tensors of plain LoRA and of differences by role."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for name, (path, _) in parts.items():
+        role = _role(name[len(path) :])
+        if role:
+            found.setdefault(path, {})[role] = header.tensors[name]
+    return [
+        LoraModule(path, rows, tensors)
+        for path, tensors in found.items()
+        if tensors.keys() - {ALPHA} and (rows := _known_rows(path))
+    ]
+
+
+def _known_rows(path: str) -> Rows | None:
+    """What a module's path, with its prefix, speaks of in HunyuanVideo's transformer."""
+    return known_modules().get(flat(path.removeprefix(_prefix(path))))
+
+
+def _doubled(parts: Mapping[str, tuple[str, str]]) -> str:
+    """A complaint about two tensors that are the same thing under two names."""
+    found: dict[tuple[str, str], str] = {}
+    for name, (path, _) in parts.items():
+        role = _role(name[len(path) :])
+        if role and _known_rows(path) and (path, role) in found:
+            return f"It has {found[path, role]!r} and {name!r}, which are the same thing. Use a file with one of them."
+        found[path, role] = name
+    return ""
+
+
+def _role(ending: str) -> str:
+    """Which part of a plain LoRA a tensor is, by the end of its name; empty for parts of other methods."""
+    return next((role for role, pattern in _ROLES.items() if pattern.search(ending)), "")
+
+
+def _prefix(path: str) -> str:
+    """The longest prefix that a path carries."""
+    return next(prefix for prefix in sorted(_PREFIXES, key=len, reverse=True) if path.startswith(prefix))
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -195,7 +274,7 @@ def _module_names(paths: Iterable[str]) -> str:
 
 
 def _is_down(name: str) -> bool:
-    return bool(re.search(r"lora_down\.weight$|lora_A(?:\.\w+)*$|lora(?:_linear_layer)?\.down\.weight$", name))
+    return bool(_ROLES[DOWN].search(name))
 
 
 def _patch_channels(header: Header, parts: Iterable[str]) -> int | None:
@@ -205,16 +284,3 @@ def _patch_channels(header: Header, parts: Iterable[str]) -> int | None:
         if re.search(r"img_in[._]proj|x_embedder[._]proj", name) and _is_down(name) and len(shape) == 5:
             return shape[1]
     return None
-
-
-def _stated_other_model(header: Header) -> str:
-    stated = [header.metadata.get(key, "") for key in _MODEL_METADATA]
-    return next((model[:80] for model in stated if model.lower().startswith(_OTHER_MODELS)), "")
-
-
-def _is_flux(paths: Iterable[str]) -> bool:
-    found: dict[str, set[int]] = {"double": set(), "single": set()}
-    for path in paths:
-        if hit := re.match(r"(double|single)_blocks[._](\d+)[._]", path):
-            found[hit[1]].add(int(hit[2]))
-    return (found["double"], found["single"]) == tuple(set(range(count)) for count in _FLUX_BLOCKS)

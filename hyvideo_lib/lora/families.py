@@ -59,23 +59,6 @@ REFUSED_SUFFIXES = {
 }
 """Ends of tensors' names that belong to other methods, which are not applied here, and the methods' names."""
 
-OTHER_MODELS = {
-    "flux": "FLUX",
-    "wan": "Wan",
-    "ltx": "LTX-Video",
-    "stable-diffusion": "Stable Diffusion",
-    "stable_diffusion": "Stable Diffusion",
-    "sdxl": "Stable Diffusion XL",
-    "sd3": "Stable Diffusion 3",
-    "qwen": "Qwen-Image",
-    "cogvideo": "CogVideoX",
-    "mochi": "Mochi",
-}
-"""How trainers begin the name of another model in a file's metadata. FLUX needs it: its blocks have the same names and
-sizes as HunyuanVideo's."""
-MODEL_METADATA = ("modelspec.architecture", "ss_base_model_version")
-"""Where trainers note the model that a LoRA is for."""
-
 
 def split_suffix(name: str) -> tuple[str, str] | None:
     """(what stands before, the role) of a tensor of a LoRA; None if its name ends otherwise."""
@@ -88,13 +71,3 @@ def split_suffix(name: str) -> tuple[str, str] | None:
 def refused_method(name: str) -> str | None:
     """The method that a tensor belongs to, if it is one that is not applied here."""
     return next((method for suffix, method in REFUSED_SUFFIXES.items() if name.endswith(suffix)), None)
-
-
-def other_model(metadata: dict[str, str]) -> str | None:
-    """The model that the file says it is for, if that is none of HunyuanVideo's."""
-    for key in MODEL_METADATA:
-        value = metadata.get(key, "").lower()
-        for beginning, model in OTHER_MODELS.items():
-            if value.startswith(beginning):
-                return model
-    return None

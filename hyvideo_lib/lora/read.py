@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..checkpoint.keymap_tables import SWAP_HALVES
 from ..checkpoint.keymaps import apply_operation
+from ..checkpoint.lora_families import told_model
 from ..checkpoint.read import Header, TensorInfo, map_tensors, read_header
 from ..errors import FileUnreadable, UnsupportedFile
 from ..transformer import TransformerConfig
@@ -29,7 +30,6 @@ from .families import (
     MODULE_NAMES,
     UNDERSCORED_PREFIXES,
     UP,
-    other_model,
     refused_method,
     split_suffix,
 )
@@ -129,9 +129,9 @@ def match_names(header: Header, config: TransformerConfig) -> Resolved:
     name = header.path.name
     if header.format == "gguf":
         raise UnsupportedFile(f"{name} is a GGUF file. LoRAs are read as .safetensors; use that version of it.")
-    model = other_model(dict(header.metadata))
-    if model:
-        raise UnsupportedFile(f"{name} says in its metadata that it is a LoRA for {model}. Use one for HunyuanVideo.")
+    told = told_model(header)
+    if told and told.refusal:
+        raise UnsupportedFile(f"{name} cannot be used. {told.refusal}")
     resolved, found = Resolved(), _group(header)
     names = every_name(config)
     for stem, roles in found.items():

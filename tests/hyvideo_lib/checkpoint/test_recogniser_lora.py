@@ -140,9 +140,10 @@ def test_loras_for_other_models_are_told(module: str, tmp_path: Path) -> None:
 def test_flux_is_told_by_its_blocks(tmp_path: Path) -> None:
     """The modules of the two models have the same names and sizes; only how many there are differs."""
     down, up = ENDINGS["lora_down"]
-    modules = [f"lora_unet_double_blocks_{index}_img_mlp_0" for index in range(19)]
-    modules += [f"lora_unet_single_blocks_{index}_linear1" for index in range(38)]
-    entries: Entries = {f"{module}{end}": ([4, 8], "float16") for module in modules for end in (down, up)}
+    modules = {f"lora_unet_double_blocks_{index}_img_mlp_0": 12288 for index in range(19)}
+    modules |= {f"lora_unet_single_blocks_{index}_linear1": 21504 for index in range(38)}
+    entries: Entries = {f"{module}{down}": ([4, 3072], "float16") for module in modules}
+    entries |= {f"{module}{up}": ([rows, 4], "float16") for module, rows in modules.items()}
     path = headers.write_safetensors(tmp_path / "lora.safetensors", entries)
     assert (inspect_file(path).layout, inspect_file(path).supported) == ("flux", False)
     fewer = {name: value for name, value in entries.items() if "single_blocks_37" not in name}

@@ -8,7 +8,6 @@ from hyvideo_lib.lora.families import (
     REFUSED_SUFFIXES,
     SUFFIXES,
     UNDERSCORED_PREFIXES,
-    other_model,
     refused_method,
     split_suffix,
 )
@@ -73,30 +72,6 @@ def test_the_prefixes_are_those_that_files_have() -> None:
     assert MODULE_NAMES == {"tencent": "Tencent's", "comfyui": "ComfyUI's", "diffusers": "diffusers'"}
 
 
-@pytest.mark.parametrize("key", ["modelspec.architecture", "ss_base_model_version"])
-@pytest.mark.parametrize(
-    ("value", "model"),
-    [
-        ("flux-1-dev/lora", "FLUX"),
-        ("Flux.1", "FLUX"),
-        ("wan2.1", "Wan"),
-        ("ltxv", "LTX-Video"),
-        ("stable-diffusion-v1/lora", "Stable Diffusion"),
-        ("stable_diffusion_2", "Stable Diffusion"),
-        ("sdxl_base_v1-0", "Stable Diffusion XL"),
-        ("sd3-medium", "Stable Diffusion 3"),
-        ("qwen-image", "Qwen-Image"),
-        ("CogVideoX", "CogVideoX"),
-        ("mochi-1", "Mochi"),
-        ("hunyuan-video", None),
-        ("hunyuanvideo of flux", None),
-        ("", None),
-    ],
-)
-def test_a_trainers_word_for_the_model_is_understood(key: str, value: str, model: str | None) -> None:
-    assert other_model({key: value}) == model
-
-
 def test_no_suffix_is_the_end_of_another() -> None:
     for suffix in SUFFIXES:
         assert [other for other in SUFFIXES if other != suffix and other.endswith(suffix)] == []
@@ -114,9 +89,3 @@ def test_other_methods_are_told_by_name_and_taken_for_no_role(suffix: str) -> No
 def test_names_that_end_otherwise_have_no_role() -> None:
     assert split_suffix("double_blocks.0.img_attn_qkv.weight") is None
     assert refused_method("double_blocks.0.img_attn_qkv.weight") is None
-
-
-def test_another_model_is_told_by_the_metadata() -> None:
-    assert other_model({}) is None
-    assert other_model({"modelspec.architecture": "Wan2.1"}) == "Wan"
-    assert other_model({"ss_base_model_version": "hunyuan_video"}) is None
