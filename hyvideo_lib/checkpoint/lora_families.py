@@ -29,6 +29,7 @@ from .lora_sizes import (
     widths,
 )
 from .read import Header
+from .variants import match_layout
 
 # End of a name -> how the family writes its two matrices.
 _ENDS = (
@@ -149,15 +150,15 @@ class LoraFacts:
 
 
 def match_lora(header: Header) -> tuple[Match, LoraFacts] | None:
-    """The family of a LoRA file, and its facts; None for a file that is mostly something else.
+    """The family of a LoRA file, and its facts; None for a file that is mostly something else that is known.
 
     The layout's variant is the model that it was trained on, where that shows.
     """
     parts = {name: hit for name in header.tensors if (hit := _split(name)) is not None}
     styles = Counter(style for _, style in parts.values() if style != "other")
-    if not styles or 2 * len(parts) < len(header.tensors):
+    if not styles or (2 * len(parts) < len(header.tensors) and match_layout(header)):
         return None
-    prefix = _common_prefix(parts)
+    prefix = _common_prefix(path for path, _ in parts.values())
     paths_in_full = {path for path, _ in parts.values()}
     paths = {path.removeprefix(prefix) for path in paths_in_full}
     names = _module_names(paths)
@@ -257,9 +258,11 @@ def _split(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _common_prefix(parts: dict[str, tuple[str, str]]) -> str:
-    """The prefix that most of the modules carry."""
-    counts = Counter(next(prefix for prefix in _PREFIXES if path.startswith(prefix)) for path, _ in parts.values())
+def _common_prefix(paths: Iterable[str]) -> str:
+    """The prefix that most of the modules carry, of those that HunyuanVideo has if there are any."""
+    whole = list(paths)
+    known = [path for path in whole if _known_rows(path)]
+    counts = Counter(next(prefix for prefix in _PREFIXES if path.startswith(prefix)) for path in known or whole)
     return counts.most_common(1)[0][0]
 
 
