@@ -23,8 +23,8 @@ from benchmarks.hostile.files import read_everything
 from benchmarks.hostile.fuzz_examples import gguf_bytes, lora_headers, mp4_bytes, safetensors_bytes
 from hyvideo_lib.checkpoint.examine import examine
 from hyvideo_lib.checkpoint.header import Header
+from hyvideo_lib.checkpoint.lora_resolve import resolve
 from hyvideo_lib.errors import HyvError
-from hyvideo_lib.lora.resolve import resolve
 from hyvideo_lib.transformer import TransformerConfig
 from hyvideo_lib.video import is_mp4, read_settings
 

@@ -11,6 +11,15 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """softmax(q k^T / sqrt(D)) v for q, k, v [B, N, L, D] of any strides but 1 along D; all tokens see each other."""
 
 
+def install_advice(extra: str, package: str, option: str = "") -> str:
+    """How to install a package that is an extra of ours. ComfyUI does not install the pack, so both ways are told."""
+    pip = " ".join(filter(None, ("pip install", option)))
+    return (
+        f'Install it with: {pip} {package} (or, in the folder of hyvideo, {pip} ".[{extra}]"), by the Python that runs '
+        "this; with ComfyUI that is ComfyUI's."
+    )
+
+
 @dataclass(frozen=True)
 class Backend:
     """A kernel by name.

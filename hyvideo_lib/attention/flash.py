@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .backend import Backend, Kernel
+from .backend import Backend, Kernel, install_advice
 
 
 def load_second() -> Kernel:
@@ -28,7 +28,10 @@ def load_third() -> Kernel:
 
 
 FLASH_2 = Backend(
-    "flash_attn_2", load_second, "Install it with: pip install flash-attn --no-build-isolation.", package="flash_attn"
+    "flash_attn_2",
+    load_second,
+    install_advice("flash", "flash-attn", "--no-build-isolation"),
+    package="flash_attn",
 )
 FLASH_3 = Backend(
     "flash_attn_3",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .backend import Backend, Kernel
+from .backend import Backend, Kernel, install_advice
 
 
 def load() -> Kernel:
@@ -20,7 +20,7 @@ def load() -> Kernel:
 SAGE = Backend(
     "sage",
     load,
-    "Install the first generation with: pip install sageattention==1.0.6; build the second from "
+    f"{install_advice('sage', 'sageattention')} That is the first generation; the second is built from "
     "github.com/thu-ml/SageAttention.",
     is_exact=False,
     package="sageattention",

@@ -16,6 +16,7 @@ from .examine import SHOWN, Findings, examine
 from .folder import open_header
 from .known_others import TINY_VAE
 from .layout import Match
+from .lora_told import lora_notes
 from .pickles import PickleFacts, read_pickle
 from .read import Header
 from .schemes import tensor_scheme
@@ -162,8 +163,10 @@ def _variant(findings: Findings, header: Header, choice: str | None) -> tuple[st
             notes.append(
                 f"Its vocabulary has {findings.config.vocab_size} words, LLaVA-Llama-3's 128320: is it another model?"
             )
-    if findings.kind == "lora" and findings.config and findings.config.in_channels:
-        notes.append(f"It changes the patch embedding, which takes {findings.config.in_channels} channels then.")
+    if findings.kind == "lora":
+        notes += lora_notes(header)
+        if findings.config and findings.config.in_channels:
+            notes.append(f"It changes the patch embedding, which takes {findings.config.in_channels} channels then.")
     if findings.kind == "vae" and name == TINY_VAE:
         notes.append(
             "It is a tiny VAE (TAEHV): it decodes previews in little time and memory, less true than HunyuanVideo's "

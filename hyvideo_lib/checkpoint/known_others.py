@@ -66,6 +66,11 @@ def _other_llm(variant: str, title: str, layout: str, *markers: str) -> Layout:
 
 
 VAE_ROWS = (
+    _vae("cogvideox", "the VAE of CogVideoX", "diffusers", "decoder.mid_block.resnets.0.norm1.conv_y."),
+    _vae("cogvideox", "the VAE of CogVideoX", "native", "decoder.mid.block_1.norm1.conv_y."),
+    _vae("mochi", "the VAE of Mochi", "diffusers", "decoder.block_in.resnets.0.", "decoder.block_out."),
+    _vae("mochi", "the VAE of Mochi", "native", "decoder.blocks.0.1.stack.|blocks.0.1.stack."),
+    _vae("minimax-h3", "the VAE of MiniMax H3", "native|diffusers", "decoder.transformer_blocks.0.scale1"),
     _vae("opensora-1.2", "the VAE of Open-Sora 1.2", "native", "spatial_vae.", "temporal_vae."),
     _vae(
         "ltx",

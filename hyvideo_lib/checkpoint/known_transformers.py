@@ -1,4 +1,4 @@
-"""Rows of the table of known files: transformers, HunyuanVideo's in its three naming schemes and its relatives'.
+"""Rows of the table of known files: HunyuanVideo's transformers in their three naming schemes, and its relatives'.
 
 Facts: the released files' key lists, the models' sources and, for the diffusers scheme, that library's own modules.
 """
@@ -31,8 +31,7 @@ SCHEMES = {
     ),
 }
 
-_USE_OURS = "Use a HunyuanVideo transformer (text to video or image to video, 13B)."
-_OTHER_MODEL = f"It belongs to another model; HunyuanVideo cannot use it. {_USE_OURS}"
+USE_OURS = "Use a HunyuanVideo transformer (text to video or image to video, 13B)."
 
 
 def _relative(
@@ -53,22 +52,29 @@ def _relative(
             variant,
             absent,
             ((SCHEMES[scheme][2], patch),) if patch else (),
-            refusal=f"This is {title}. {_USE_OURS}",
+            refusal=f"This is {title}. {USE_OURS}",
         )
         for scheme in schemes
     )
 
 
-def _stranger(variant: str, title: str, layout: str, *markers: str, **conditions: object) -> Layout:
-    """Another model, whose names have nothing to do with ours."""
-    refusal = f"This is {title}. {_OTHER_MODEL}"
-    return Layout("transformer", layout, markers, PREFIXES, variant, refusal=refusal, **conditions)  # type: ignore[arg-type]
-
-
 _COND_TYPE = "cond_type_embedding.|cond_type_embed.|vision_in.|image_embedder.norm_in."
+_OWN = ("tencent", "comfyui")  # the schemes of models that diffusers does not have
 _SECOND_TEXT = "byt5_in.|context_embedder_2.|time_guidance_embed."
 
 ROWS = (
+    *_relative(
+        "worldplay",
+        "HY-WorldPlay, HunyuanVideo 1.5 steered by keys and a camera, a different architecture",
+        "action_in.|double_blocks.0.img_attn_prope_proj.",
+        schemes=_OWN,
+    ),
+    *_relative(
+        "omniweaving",
+        "OmniWeaving, HunyuanVideo 1.5 for references and edits, a different architecture",
+        "mm_in.",
+        schemes=_OWN,
+    ),
     *_relative(
         "hunyuanvideo-1.5-sr",
         "the super-resolution model of HunyuanVideo 1.5, a different architecture",
@@ -100,6 +106,18 @@ ROWS = (
         "bg_proj.|bg_in.",
     ),
     *_relative(
+        "gamecraft",
+        "Hunyuan-GameCraft, which is steered by keys and a camera and is not supported",
+        "camera_net.",
+        schemes=_OWN,
+    ),
+    *_relative(
+        "voyager",
+        "HunyuanWorld-Voyager, which makes colour and depth along a camera's path and is not supported",
+        "condition_in.|context_block1.|zero_linear1.",
+        schemes=_OWN,
+    ),
+    *_relative(
         "framepack",
         "a FramePack transformer, which is not supported yet",
         "clean_x_embedder.|image_projection.",
@@ -107,72 +125,6 @@ ROWS = (
     Layout("transformer", "tencent", ("double_blocks.0.img_attn_qkv.", _REFINER), PREFIXES),
     Layout("transformer", "comfyui", SCHEMES["comfyui"][:2], PREFIXES),
     Layout("transformer", "diffusers", SCHEMES["diffusers"][:2], PREFIXES),
-    _stranger("flux", "a Flux transformer", "comfyui", "double_blocks.0.img_attn.qkv."),
-    _stranger(
-        "flux",
-        "a Flux transformer",
-        "diffusers",
-        "transformer_blocks.0.attn.to_q.",
-        "single_transformer_blocks.0.attn.",
-    ),
-    _stranger("wan", "a Wan transformer", "native", "blocks.0.self_attn.q.", "blocks.0.cross_attn.q."),
-    _stranger(
-        "wan", "a Wan transformer", "diffusers", "blocks.0.attn1.to_q.", "blocks.0.attn2.to_q.", "condition_embedder."
-    ),
-    _stranger("ltx", "an LTX-Video transformer", "native", "patchify_proj.", "transformer_blocks.0.attn1.to_q."),
-    _stranger(
-        "ltx",
-        "an LTX-Video transformer",
-        "diffusers",
-        "transformer_blocks.0.scale_shift_table",
-        "transformer_blocks.0.attn1.to_q.",
-    ),
-    Layout(
-        "controlnet",
-        "native",
-        ("after_proj_list.0.", "blocks.0."),
-        PREFIXES,
-        "hunyuandit",
-        refusal=f"This is a ControlNet for HunyuanDiT, a model for single images. {_OTHER_MODEL}",
-    ),
-    Layout(
-        "controlnet",
-        "diffusers",
-        ("controlnet_blocks.0.", "text_embedding_padding", "time_extra_emb."),
-        PREFIXES,
-        "hunyuandit",
-        refusal=f"This is a ControlNet for HunyuanDiT, a model for single images. {_OTHER_MODEL}",
-    ),
-    Layout(
-        "controlnet",
-        "other",
-        ("controlnet_blocks.0.|control_model.|controlnet_cond_embedding.",),
-        PREFIXES,
-        refusal=f"This is a ControlNet. {_OTHER_MODEL}",
-    ),
-    _stranger(
-        "hunyuandit-1.0",
-        "HunyuanDiT 1.0 or 1.1, a model for single images",
-        "native",
-        "mlp_t5.0.",
-        "blocks.0.",
-        shapes=(("extra_embedder.0.weight", (None, 3968)),),
-    ),
-    _stranger("hunyuandit-1.2", "HunyuanDiT 1.2, a model for single images", "native", "mlp_t5.0.", "blocks.0."),
-    _stranger(
-        "hunyuandit-1.0",
-        "HunyuanDiT 1.0 or 1.1, a model for single images",
-        "diffusers",
-        "time_extra_emb.style_embedder.",
-        "blocks.0.attn1.",
-    ),
-    _stranger(
-        "hunyuandit-1.2",
-        "HunyuanDiT 1.2, a model for single images",
-        "diffusers",
-        "time_extra_emb.extra_embedder.",
-        "blocks.0.attn1.",
-    ),
     Layout(
         "scale_map",
         "tencent",
@@ -181,5 +133,4 @@ ROWS = (
         refusal="These are the scales of Tencent's fp8 transformer. They belong beside its file, under the same name "
         "with _map at its end, and are found there by themselves.",
     ),
-    _stranger("stable-diffusion", "a Stable Diffusion model", "native", "input_blocks.0.0.", "middle_block.0."),
 )

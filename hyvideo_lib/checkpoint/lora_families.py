@@ -1,102 +1,27 @@
-"""Which family a LoRA file is of: how its tensors end, what stands before the module names, and whose those are.
+"""Which family a LoRA file is of, and whether it can be used, without the transformer that it will meet.
 
-The three are independent, and all combinations occur. Only enough is looked at to name the family and to tell LoRAs for
-other models; which module each tensor belongs to is resolved where LoRAs are applied.
+A family is the prefix of the tensors' names and whose module names stand behind it. Names and shapes are resolved as
+the loader does it (`lora_resolve`), at the sizes of the released model or, for a LoRA of another width, at that width.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
+from ..errors import BadInput
 from .layout import Layout, Match
+from .lora_layers import MODULE_NAMES, RELEASED
+from .lora_match import Hit, match_modules
+from .lora_models import FLUX
+from .lora_resolve import match_names, resolve
+from .lora_sizes import PATCH, misfit, plain_modules, widths
+from .lora_tensors import ALPHA, DOWN, HADA, Split, method_names, refused_method, split_name
+from .lora_told import told_model
 from .read import Header
+from .variants import match_layout
 
-# End of a name -> how the family writes its two matrices.
-_ENDS = (
-    (re.compile(r"\.lora_(?:down|up)\.weight$"), "lora_down"),
-    (re.compile(r"\.lora_[AB]\.weight$"), "lora_A"),
-    (re.compile(r"\.lora_[AB]\.[A-Za-z0-9_]+\.weight$"), "lora_A.default"),
-    (re.compile(r"\.lora_[AB]$"), "lora_A bare"),
-    (re.compile(r"_lora\.(?:down|up)\.weight$"), "_lora.down"),
-    (re.compile(r"\.lora\.(?:down|up)\.weight$"), "lora.down"),
-    (re.compile(r"\.lora_linear_layer\.(?:down|up)\.weight$"), "lora_linear_layer"),
-    (re.compile(r"\.hada_[wt][12](?:_[ab])?$"), "LoHa"),
-    (re.compile(r"\.lokr_(?:w[12](?:_[ab])?|t2)$"), "LoKr"),
-    (re.compile(r"\.dora_scale$|\.lora_magnitude_vector(?:\.\w+)*$"), "DoRA"),
-    (re.compile(r"\.lora_mid\.weight$"), "LoRA with a Tucker core"),
-    (re.compile(r"\.oft_(?:blocks|diag)$"), "OFT"),
-    (re.compile(r"\.on_input$"), "(IA)3"),
-    (re.compile(r"\.set_weight$"), "Replacement weights"),
-    (re.compile(r"\.reshape_weight$"), "LoRA that widens layers"),
-    (re.compile(r"\.diff(?:_b)?$"), "diff"),
-    (re.compile(r"\.(?:alpha|w_norm|b_norm)$"), "other"),
-)
-_REFUSED = (
-    "DoRA",
-    "LoKr",
-    "LoHa",
-    "LoRA with a Tucker core",
-    "OFT",
-    "(IA)3",
-    "Replacement weights",
-    "LoRA that widens layers",
-)
-# Where trainers note the model that a LoRA is for, and how they begin the names of others.
-_MODEL_METADATA = ("modelspec.architecture", "ss_base_model_version")
-_OTHER_MODELS = ("flux", "wan", "ltx", "stable", "sd", "qwen", "cogvideo", "mochi")
-_PREFIXES = (
-    "Hunyuan_video_I2V_lora_",
-    "lora_unet_",
-    "lora_transformer_",
-    "lycoris_",
-    "base_model.model.transformer.",
-    "base_model.model.",
-    "diffusion_model.",
-    "transformer.",
-    "model.diffusion_model.",
-    "",
-)
-# Whose module names: looked for after the prefix, with dots or underscores between the words; the first hit counts.
-_MODULES = tuple(
-    (names, re.compile("|".join(patterns)))
-    for names, patterns in (
-        (
-            "other",
-            (
-                r"^blocks[._]\d+[._](?:self_attn|cross_attn|attn[12])[._]",  # Wan
-                r"transformer_blocks[._]\d+[._]attn[12][._]",  # LTX, Stable Diffusion
-                r"(?:^|[._])(?:down|up)_blocks[._]|(?:^|[._])mid_block[._]|^(?:input|output|middle)_blocks?[._]",
-                r"^te\d?_|^text_model[._]|^joint_blocks[._]",
-                r"double_blocks[._]\d+[._](?:img|txt)_attn_[qkv](?![a-z])",  # HunyuanVideo 1.5
-                r"double_blocks[._](?:[2-9]\d|\d{3,})[._]|^byt5_in|^vision_in|^cond_type_embed|^context_embedder_2",
-            ),
-        ),
-        (
-            "diffusers",
-            (
-                r"(?:^|[._])(?:single_)?transformer_blocks[._]\d+[._]|^context_embedder[._]|^norm_out[._]linear",
-                r"^x_embedder[._]|^proj_out$|^time_text_embed[._]",
-            ),
-        ),
-        (
-            "comfyui",
-            (
-                r"(?:img|txt)_attn\.(?:qkv|proj)|(?:img|txt)_mlp[._][02]$|(?:img|txt)_mod[._]lin$|modulation[._]lin$",
-                r"\.self_attn\.(?:qkv|proj)$|[._]mlp[._][02]$",
-            ),
-        ),
-        (
-            "tencent",
-            (r"^(?:double_blocks|single_blocks|txt_in|img_in|final_layer|time_in|vector_in|guidance_in)[._]",),
-        ),
-    )
-)
-_FLUX_BLOCKS = (19, 38)  # double and single, all of them; HunyuanVideo has 20 and 40
-
-# (prefix, module names) -> the family's name in the table of LoRA layouts.
 _FAMILIES = {
     ("Hunyuan_video_I2V_lora_", "tencent"): "tencent_i2v",
     ("lora_unet_", "tencent"): "kohya_musubi",
@@ -125,11 +50,17 @@ _FAMILIES = {
 }
 
 
+"""(prefix, module names) -> the family's name in the table of LoRA layouts."""
+UNUSUAL = "unusual_prefix"
+"""The family of HunyuanVideo's LoRAs behind words that no known trainer writes."""
+
+
 @dataclass(frozen=True)
 class LoraFacts:
     """What a header tells of a LoRA: how its matrices are called, whose module names it has, and its sizes.
 
-    modules: how many it changes. ranks: those that occur. in_channels: of a LoRA on the patch embedding, else None.
+    matrices: the method, where that is not plain LoRA. modules: how many it changes. ranks: those that occur.
+    in_channels: of a LoRA on the patch embedding, else None.
     """
 
     matrices: str
@@ -141,80 +72,93 @@ class LoraFacts:
 
 
 def match_lora(header: Header) -> tuple[Match, LoraFacts] | None:
-    """The family of a LoRA file, and its facts; None for a file that is mostly something else."""
-    parts = {name: hit for name in header.tensors if (hit := _split(name)) is not None}
-    styles = Counter(style for _, style in parts.values() if style != "other")
-    if not styles or 2 * len(parts) < len(header.tensors):
+    """The family of a LoRA file, and its facts; None for a file that is mostly something else that is known.
+
+    The layout's variant is the model that it was trained on, where that shows.
+    """
+    parts = {name: split for name in header.tensors if (split := split_name(name))}
+    others = [name for name in header.tensors if name not in parts and refused_method(name)]
+    is_lora = any(split.role != ALPHA for split in parts.values()) or bool(others)
+    if not is_lora or (2 * (len(parts) + len(others)) < len(header.tensors) and match_layout(header)):
         return None
-    prefix = _common_prefix(parts)
-    paths = {path.removeprefix(prefix) for path, _ in parts.values()}
-    names = _module_names(paths)
-    facts = LoraFacts(
-        matrices=next((style for style in _REFUSED if style in styles), styles.most_common(1)[0][0]),
+    hits = match_modules([split.stem for split in parts.values()], RELEASED)
+    names = _module_names(hits.values())
+    told = told_model(header)
+    facts = _facts(header, parts, names)
+    family = _FAMILIES.get((_prefix(hits.values()), names), UNUSUAL if hits else "other")
+    if told and told.refusal:
+        family, refusal = "flux" if told.model is FLUX else "other", told.refusal
+    elif not hits and not others:
+        refusal = "This LoRA is for another model; its module names are none of HunyuanVideo's (13B)."
+    else:
+        refusal = _complaint(header, facts)
+    variant = told.model.variant if told else ""
+    return Match(Layout("lora", family, (), variant=variant, refusal=refusal), ""), facts
+
+
+def _complaint(header: Header, facts: LoraFacts) -> str:
+    """Why the loader refuses a LoRA for HunyuanVideo; empty if it does not."""
+    hits = match_modules([split.stem for name in header.tensors if (split := split_name(name))], RELEASED)
+    plain = plain_modules(header, hits)
+    width = next((width for width, _ in widths(plain).most_common(1)), RELEASED.hidden_size)
+    try:
+        if width != RELEASED.hidden_size:
+            match_names(header, RELEASED)
+            return misfit(plain)
+        resolve(header, replace(RELEASED, in_channels=facts.in_channels or RELEASED.in_channels))
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+def _facts(header: Header, parts: dict[str, Split], names: str) -> LoraFacts:
+    ranks = {
+        shape[0] for name, split in parts.items() if split.role in (DOWN, HADA[1]) and (shape := header.shape(name))
+    }
+    styles = Counter(_style(name, split) for name, split in parts.items() if split.role != ALPHA)
+    methods = [method for method in method_names(split.role for split in parts.values()) if method != "LoRA"]
+    is_plain = not methods or methods == ["whole differences"]
+    refused = next((method for name in header.tensors if (method := refused_method(name))), "")
+    style = max(styles, key=lambda style: (styles[style], style)) if styles else ""
+    return LoraFacts(
+        matrices=refused or (style if is_plain else methods[-1]),
         module_names=names,
-        modules=len(paths),
-        ranks=tuple(sorted({shape[0] for name in parts if _is_down(name) and (shape := header.shape(name))})),
-        has_alpha=any(name.endswith(".alpha") for name in parts),
+        modules=len({split.stem for split in parts.values()}),
+        ranks=tuple(sorted(ranks)),
+        has_alpha=any(split.role == ALPHA for split in parts.values()),
         in_channels=_patch_channels(header, parts),
     )
-    family, refusal = _FAMILIES.get((prefix, names), "other"), ""
-    if family == "other":
-        refusal = "This LoRA is for another model; its module names are none of HunyuanVideo's (13B)."
-    elif stated := _stated_other_model(header):
-        family, refusal = "other", f"This LoRA says that it is for another model: {stated}."
-    elif names == "comfyui" and _is_flux(paths):
-        family, refusal = "flux", "This LoRA is for Flux: it changes all its 19 double and 38 single blocks, no more."
-    elif facts.matrices in _REFUSED:
-        refusal = f"{facts.matrices} is not supported; only plain LoRA (two matrices a layer) and differences are."
-    return Match(Layout("lora", family, (), refusal=refusal), ""), facts
 
 
-def _split(name: str) -> tuple[str, str] | None:
-    """(module path, style) of a tensor that belongs to a LoRA."""
-    for pattern, style in _ENDS:
-        hit = pattern.search(name)
-        if hit:
-            return name[: hit.start()], style
-    return None
+def _style(name: str, split: Split) -> str:
+    """How a tensor's matrix is called, by the end of its name: `lora_A.default`, `_lora.down`, `diff`."""
+    end = name[len(split.stem) :]
+    for one, other in (("lora_B", "lora_A"), ("lora_up", "lora_down"), (".up.", ".down."), ("diff_b", "diff")):
+        end = end.replace(one, other)
+    bare = end.removesuffix(".weight").lstrip(".").replace("lora_linear_layer.down", "lora_linear_layer")
+    if split.adapter:
+        bare = bare.replace(split.adapter, "default")
+    return f"{bare} bare" if bare == end.lstrip(".") == "lora_A" else bare
 
 
-def _common_prefix(parts: dict[str, tuple[str, str]]) -> str:
+def _module_names(hits: Iterable[Hit]) -> str:
+    """Whose module names these are. One that several layouts share counts for the first of them, so any that only one
+    has decides."""
+    layouts = {hit.place.layout for hit in hits}
+    return next((name for name in reversed(MODULE_NAMES) if name in layouts), "other")
+
+
+def _prefix(hits: Collection[Hit]) -> str:
     """The prefix that most of the modules carry."""
-    counts = Counter(next(prefix for prefix in _PREFIXES if path.startswith(prefix)) for path, _ in parts.values())
-    return counts.most_common(1)[0][0]
+    counts = Counter(hit.prefix for hit in hits)
+    return counts.most_common(1)[0][0] if counts else ""
 
 
-def _module_names(paths: Iterable[str]) -> str:
-    """Whose module names these are: the first of the table that any path has. Tencent's, with underscores for dots, are
-    partly ComfyUI's too; what only one of them has decides."""
-    whole = list(paths)
-    for names, pattern in _MODULES:
-        if any(pattern.search(path) for path in whole):
-            return names
-    return "other"
-
-
-def _is_down(name: str) -> bool:
-    return bool(re.search(r"lora_down\.weight$|lora_A(?:\.\w+)*$|lora(?:_linear_layer)?\.down\.weight$", name))
-
-
-def _patch_channels(header: Header, parts: Iterable[str]) -> int | None:
+def _patch_channels(header: Header, parts: dict[str, Split]) -> int | None:
     """Channels that a LoRA on the patch embedding takes, where its matrix still has the form of a convolution."""
-    for name in parts:
+    hits = match_modules([split.stem for split in parts.values()], RELEASED)
+    for name, split in parts.items():
         shape = header.shape(name) or ()
-        if re.search(r"img_in[._]proj|x_embedder[._]proj", name) and _is_down(name) and len(shape) == 5:
+        if split.stem in hits and hits[split.stem].place.layer == PATCH and split.role == DOWN and len(shape) == 5:
             return shape[1]
     return None
-
-
-def _stated_other_model(header: Header) -> str:
-    stated = [header.metadata.get(key, "") for key in _MODEL_METADATA]
-    return next((model[:80] for model in stated if model.lower().startswith(_OTHER_MODELS)), "")
-
-
-def _is_flux(paths: Iterable[str]) -> bool:
-    found: dict[str, set[int]] = {"double": set(), "single": set()}
-    for path in paths:
-        if hit := re.match(r"(double|single)_blocks[._](\d+)[._]", path):
-            found[hit[1]].add(int(hit[2]))
-    return (found["double"], found["single"]) == tuple(set(range(count)) for count in _FLUX_BLOCKS)

@@ -98,11 +98,14 @@ def words_of(name: str) -> Words:
 
 
 @lru_cache(maxsize=8)
-def every_name(config: TransformerConfig) -> Mapping[Words, tuple[str, Place]]:
-    """Each name of a layer of the model, or of a part of it, in every layout, and its place; by the name's words."""
-    table: dict[Words, tuple[str, Place]] = {}
+def every_name(config: TransformerConfig) -> Mapping[Words, Mapping[str, Place]]:
+    """The names of the layers of the model, or of parts of them, in every layout, and their places; by their words.
+
+    Names of the same words, in several layouts, have the same place but for the layout.
+    """
+    table: dict[Words, dict[str, Place]] = {}
     for layout in MODULE_NAMES:
         for layer, size in layer_sizes(config).items():
             for name, place in layer_places(layer, size.out_features, layout, config.hidden_size):
-                table.setdefault(words_of(name), (name, place))
+                table.setdefault(words_of(name), {}).setdefault(name, place)
     return MappingProxyType(table)

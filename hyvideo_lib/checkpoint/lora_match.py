@@ -78,7 +78,7 @@ def _shared_words(stems: Iterable[str], table: Mapping[Words, object]) -> frozen
     return frozenset(word for word, count in counts.items() if count == total)
 
 
-def _look_up(stem: str, table: Mapping[Words, tuple[str, Place]], dropped: frozenset[str]) -> _Found | None:
+def _look_up(stem: str, table: Mapping[Words, Mapping[str, Place]], dropped: frozenset[str]) -> _Found | None:
     """The layer with the longest name that the stem ends in."""
     words = [(hit[0], hit.start()) for hit in _WORD.finditer(stem)]
     kept = [(word, start) for word, start in _without_wrappers(words) if word not in dropped]
@@ -89,8 +89,8 @@ def _look_up(stem: str, table: Mapping[Words, tuple[str, Place]], dropped: froze
         before = tuple(word for word, _ in kept[:place])
         if before[-1:] == (_PART_OF_A_NAME,):
             return None
-        name, layer_place = known
         own = stem[start:]
+        name, layer_place = next(((name, known[name]) for name in known if name == own), next(iter(known.items())))
         return _Found(Hit(layer_place, stem[:start], own if "." in own else name), before)
     return None
 

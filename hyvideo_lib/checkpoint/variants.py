@@ -1,8 +1,9 @@
 """The table of known files, and which model of its kind a transformer is.
 
-The rows are in `known_transformers` and `known_others`; the first that fits wins, so one that is a special case of
-another stands before it. Where tensors cannot tell two models apart (three of the family take 16 channels and have the
-same names and shapes), the user chooses; a file's name is only a hint, and a contradiction is told.
+The rows are in `known_transformers`, `known_strangers` and `known_others`; the first that fits wins, so one that is a
+special case of another stands before it. Where tensors cannot tell two models apart (three of the family take 16
+channels and have the same names and shapes), the user chooses; a file's name is only a hint, and a contradiction is
+told.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import re
 from dataclasses import dataclass
 
 from .known_others import TEXT_ROWS, VAE_ROWS
+from .known_strangers import STRANGERS
 from .known_transformers import ROWS
 from .layout import Layout, Match, first_match
 from .read import Header
 
-LAYOUTS = (*ROWS, *VAE_ROWS, *TEXT_ROWS)
+LAYOUTS = (*ROWS, *STRANGERS, *VAE_ROWS, *TEXT_ROWS)
 
 KIND_NAMES = {
     "transformer": "a transformer (diffusion model)",

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint import FileReport
+from ..checkpoint.lora_resolve import RELEASED, match_names
 from ..checkpoint.lora_tensors import ALPHA
 from ..checkpoint.read import Header, read_header
 from ..errors import FileUnreadable, UnsupportedFile
 from .alpha_sources import CONFIGS, read_alpha_sources
 from .files import OWN_NAME, find_lora
-from .resolve import RELEASED, match_names
 from .scales import TENSORS, Scales
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-NAMES_TOLD = 10
-"""Names of unmatched tensors that a message lists."""
+from ..checkpoint.lora_resolve import listed
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,3 @@ def spans(indices: Sequence[int]) -> str:
         else:
             parts.append([index])
     return ", ".join("-".join(map(str, part)) for part in parts)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - NAMES_TOLD
-    return ", ".join(names[:NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")

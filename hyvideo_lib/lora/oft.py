@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..checkpoint.lora_roles import block_size_of
 from .change import BaseFn, Change
 
 _TERMS = 5
@@ -127,9 +128,3 @@ class TurnedInputs(Change):
             power = power @ skew
             total = total + 2 * power
         return total + power @ skew
-
-
-def block_size_of(numbers: int) -> int:
-    """n of the n (n - 1) / 2 numbers above a diagonal; 0 if no n has so many."""
-    size = (1 + math.isqrt(1 + 8 * numbers)) // 2
-    return size if numbers and size * (size - 1) // 2 == numbers else 0

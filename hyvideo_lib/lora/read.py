@@ -13,6 +13,8 @@ from torch import Tensor
 from ..checkpoint.keymap_tables import SWAP_HALVES
 from ..checkpoint.keymaps import apply_operation
 from ..checkpoint.lora_layers import MODULE_NAMES, layer_sizes
+from ..checkpoint.lora_resolve import RELEASED, Module, Resolved, match_names, resolve
+from ..checkpoint.lora_roles import Extent
 from ..checkpoint.lora_tensors import ALPHA, BIAS_DIFF, MAGNITUDE, OFT_BLOCKS, UP_BIAS, method_names
 from ..checkpoint.read import Header, map_tensors, read_header
 from ..errors import UnsupportedFile
@@ -21,8 +23,7 @@ from .alpha_sources import read_alpha_sources
 from .change import Change, SwappedHalves, Whole
 from .coverage import Coverage
 from .files import find_lora
-from .resolve import RELEASED, Module, Resolved, match_names, resolve
-from .roles import METHODS, Extent, decomposed
+from .making import MAKERS, decomposed
 from .scales import Scales
 from .update import LowRank, Update
 
@@ -96,7 +97,7 @@ class _Reader:
         diff: Tensor | None = None
         change: Change | None = None
         for name in module.methods:
-            made = METHODS[name].make(tensors, extent, self._bound(module) if OFT_BLOCKS in tensors else scale)
+            made = MAKERS[name](tensors, extent, self._bound(module) if OFT_BLOCKS in tensors else scale)
             if MAGNITUDE in tensors:
                 change = _in_our_order(decomposed(made, tensors[MAGNITUDE]), place.swaps_halves)
             elif isinstance(made, LowRank):

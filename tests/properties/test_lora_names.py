@@ -44,7 +44,7 @@ def test_every_name_behind_any_words_means_the_same_place(config: TransformerCon
         for layer, size in layer_sizes(config).items():
             for name, place in layer_places(layer, size.out_features, layout, config.hidden_size):
                 expected[(prefix + name).replace(".", mark)] = place
-                assert every_name(config)[words_of(name)][1].layer == layer
+                assert every_name(config)[words_of(name)][name].layer == layer
         hits = match_modules(expected, config)
         assert hits.keys() == expected.keys()
         for stem, place in expected.items():

@@ -53,7 +53,7 @@ def test_every_module_of_the_recorded_layouts_is_found(recorded: str) -> None:
     }
     rows = Counter()
     for module, shape in shapes.items():
-        _, place = names[words_of(module)]
+        place = names[words_of(module)][module]
         assert place.stop - place.start == shape[0]
         rows[place.layer] += shape[0]
     assert rows == {layer: size.out_features for layer, size in layer_sizes(RELEASED).items()}  # each row once
@@ -77,12 +77,12 @@ def test_parts_of_a_fused_layer_are_its_rows() -> None:
     size = TRANSFORMER.hidden_size
     names = every_name(TRANSFORMER)
     for part, (name, rows) in enumerate([("to_q", size), ("to_k", size), ("to_v", size)]):
-        _, place = names[words_of(f"single_transformer_blocks.1.attn.{name}")]
+        place = names[words_of(f"single_transformer_blocks.1.attn.{name}")][f"single_transformer_blocks.1.attn.{name}"]
         assert place == Place("single_blocks.1.linear1", part * size, part * size + rows, "diffusers")
-    _, mlp = names[words_of("single_transformer_blocks.1.proj_mlp")]
+    mlp = names[words_of("single_transformer_blocks.1.proj_mlp")]["single_transformer_blocks.1.proj_mlp"]
     assert (mlp.start, mlp.stop) == (3 * size, 7 * size)
-    assert names[words_of("norm_out.linear")][1].swaps_halves
-    assert not names[words_of("final_layer.adaLN_modulation.1")][1].swaps_halves
+    assert names[words_of("norm_out.linear")]["norm_out.linear"].swaps_halves
+    assert not names[words_of("final_layer.adaLN_modulation.1")]["final_layer.adaLN_modulation.1"].swaps_halves
 
 
 def test_blocks_beyond_the_models_are_no_names() -> None:
@@ -94,4 +94,4 @@ def test_rules_and_names_agree() -> None:
     for name in ("transformer_blocks.0.attn.add_k_proj", "proj_out", "single_transformer_blocks.1.proj_out"):
         hit = our_name("transformer", "diffusers", name)
         assert hit is not None
-        assert every_name(TRANSFORMER)[words_of(name)][1].layer == hit[0]
+        assert every_name(TRANSFORMER)[words_of(name)][name].layer == hit[0]

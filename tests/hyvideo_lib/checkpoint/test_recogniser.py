@@ -168,6 +168,48 @@ RELATIVES: dict[tuple[str, str], tuple[str, Entries, tuple[str, ...], list[int]]
         )
         for scheme in ("tencent", "comfy")
     },
+    **{
+        ("gamecraft", scheme): (
+            "Hunyuan-GameCraft",
+            extra("camera_net.encode_first.0.weight", shape=(192, 384, 1, 1))
+            | extra("camera_net.final_proj.weight", shape=(16, 96, 1, 1))
+            | extra("camera_net.scale", shape=(1,))
+            | extra("camera_net.camera_in.proj.weight", shape=(3072, 16, 1, 2, 2)),
+            (),
+            [3072, 33, 1, 2, 2],
+        )
+        for scheme in ("tencent", "comfy")
+    },
+    **{
+        ("voyager", scheme): (
+            "HunyuanWorld-Voyager",
+            extra("condition_in.proj.weight", shape=(3072, channels, 1, 2, 2))
+            | extra("context_block1.img_attn_qkv.weight", "context_block2.linear1.weight", "zero_linear1.weight"),
+            (),
+            [3072, channels, 1, 2, 2],
+        )
+        for scheme, channels in (("tencent", 16), ("comfy", 33))
+    },
+    **{
+        ("worldplay", scheme): (
+            "HY-WorldPlay",
+            extra(*HV15, "double_blocks.0.img_attn_prope_proj.weight", shape=(2048, 2048))
+            | extra("action_in.mlp.0.weight", shape=(2048, 256)),
+            ("vector_in.", "guidance_in."),
+            [2048, 65, 1, 1, 1],
+        )
+        for scheme in ("tencent", "comfy")
+    },
+    **{
+        ("omniweaving", scheme): (
+            "OmniWeaving",
+            extra(*HV15, "mm_in.linear_2.weight", shape=(2048, 2048))
+            | extra("mm_in.linear_1.weight", shape=(2048, 3584)),
+            ("vector_in.", "guidance_in."),
+            [2048, 65, 1, 1, 1],
+        )
+        for scheme in ("tencent", "comfy")
+    },
     ("framepack", "diffusers"): (
         "FramePack",
         extra("clean_x_embedder.proj.weight", shape=(3072, 16, 1, 2, 2)) | extra("image_projection.up.weight"),

@@ -100,22 +100,39 @@ def test_all_recorded_families_are_covered(capsys: pytest.CaptureFixture[str]) -
         print(f"\n{2 * len(CASES)} synthetic headers of LoRAs")
 
 
-METHODS = {
-    "DoRA": ".dora_scale",
-    "LoHa": ".hada_w1_a",
-    "LoKr": ".lokr_w1",
-    "OFT": ".oft_blocks",
-    "LoRA with a Tucker core": ".lora_mid.weight",
+METHODS = {  # for a matrix of 9216 x 3072
+    "DoRA": {".lora_down.weight": [16, 3072], ".lora_up.weight": [9216, 16], ".dora_scale": [9216, 1]},
+    "LoHa": {".hada_w1_a": [9216, 4], ".hada_w1_b": [4, 3072], ".hada_w2_a": [9216, 4], ".hada_w2_b": [4, 3072]},
+    "LoKr": {".lokr_w1": [96, 48], ".lokr_w2_a": [96, 4], ".lokr_w2_b": [4, 64]},
+    "OFT": {".oft_blocks": [96, 96, 96]},
 }
 
 
-@pytest.mark.parametrize(("method", "ending"), METHODS.items())
-def test_other_methods_are_refused_by_name(method: str, ending: str, tmp_path: Path) -> None:
-    entries = lora("lora_unet_", "tencent", ENDINGS["lora_down"])
-    entries |= {f"lora_unet_double_blocks_0_img_attn_qkv{ending}": ([16], "bfloat16")}
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods_are_told_and_held_to_the_layers(method: str, tmp_path: Path) -> None:
+    path = "lora_unet_double_blocks_0_img_attn_qkv"
+    entries: Entries = {path + end: (shape, "bfloat16") for end, shape in METHODS[method].items()}
     report = inspect_file(headers.write_safetensors(tmp_path / "lora.safetensors", entries))
-    assert (report.kind, report.supported) == ("lora", False)
-    assert report.reason.startswith(f"{method} is not supported")
+    assert (report.kind, report.supported) == ("lora", True), report.reason
+    assert report.config is not None
+    assert report.config["matrices"] == method
+    for name in entries:
+        odd = entries | {name: ([7], "bfloat16")}
+        report = inspect_file(headers.write_safetensors(tmp_path / "odd.safetensors", odd))
+        assert (report.kind, report.supported) == ("lora", False)
+        assert "does not fit this transformer" in report.reason
+
+
+REFUSED = {"BOFT": ".boft_R", "(IA)3": ".on_input", "GLoRA": ".a1.weight", "replacement weights": ".set_weight"}
+
+
+@pytest.mark.parametrize(("method", "ending"), REFUSED.items())
+def test_methods_that_are_not_applied_are_refused_by_name(method: str, ending: str, tmp_path: Path) -> None:
+    for more in (lora("lora_unet_", "tencent", ENDINGS["lora_down"]), {}):
+        entries = more | {f"lora_unet_double_blocks_0_img_attn_qkv{ending}": ([16], "bfloat16")}
+        report = inspect_file(headers.write_safetensors(tmp_path / "lora.safetensors", entries))
+        assert (report.kind, report.supported) == ("lora", False)
+        assert f"is {method} (" in report.reason
 
 
 OTHERS = {
@@ -140,9 +157,10 @@ def test_loras_for_other_models_are_told(module: str, tmp_path: Path) -> None:
 def test_flux_is_told_by_its_blocks(tmp_path: Path) -> None:
     """The modules of the two models have the same names and sizes; only how many there are differs."""
     down, up = ENDINGS["lora_down"]
-    modules = [f"lora_unet_double_blocks_{index}_img_mlp_0" for index in range(19)]
-    modules += [f"lora_unet_single_blocks_{index}_linear1" for index in range(38)]
-    entries: Entries = {f"{module}{end}": ([4, 8], "float16") for module in modules for end in (down, up)}
+    modules = {f"lora_unet_double_blocks_{index}_img_mlp_0": 12288 for index in range(19)}
+    modules |= {f"lora_unet_single_blocks_{index}_linear1": 21504 for index in range(38)}
+    entries: Entries = {f"{module}{down}": ([4, 3072], "float16") for module in modules}
+    entries |= {f"{module}{up}": ([rows, 4], "float16") for module, rows in modules.items()}
     path = headers.write_safetensors(tmp_path / "lora.safetensors", entries)
     assert (inspect_file(path).layout, inspect_file(path).supported) == ("flux", False)
     fewer = {name: value for name, value in entries.items() if "single_blocks_37" not in name}

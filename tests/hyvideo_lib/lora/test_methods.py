@@ -12,11 +12,14 @@ from lora_methods import METHODS, Case, numbers
 from tiny import TRANSFORMER, relative_error, tiny_transformer, transformer_inputs
 from torch import Tensor
 
+from hyvideo_lib.checkpoint import lora_roles
 from hyvideo_lib.checkpoint.lora_layers import LayerSize, layer_places, layer_sizes
+from hyvideo_lib.checkpoint.lora_roles import Extent, methods_of
 from hyvideo_lib.checkpoint.lora_tensors import ALPHA, MAGNITUDE, OFT_BLOCKS, split_name
 from hyvideo_lib.errors import FileUnreadable, UnsupportedFile
-from hyvideo_lib.lora import Lora, LoraUse, attach, read_lora, roles
+from hyvideo_lib.lora import Lora, LoraUse, attach, read_lora
 from hyvideo_lib.lora.attaching import LinearAdapter
+from hyvideo_lib.lora.making import MAKERS, decomposed
 from hyvideo_lib.lora.update import Update
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.quant import PRODUCTS, plain_fp8_state_dict
@@ -155,13 +158,13 @@ def adapter_for(layer: Linear, case: Case) -> LinearAdapter:
     """An adapter of a case alone."""
     size = LayerSize(*layer.weight.shape)
     tensors = {split.role: tensor for end, tensor in case.tensors.items() if (split := split_name(f"x{end}"))}
-    (name,) = roles.methods_of(tuple(tensors))
-    method, extent = roles.METHODS[name], roles.Extent(size.out_features, size)
-    rank = method.rank({role: tuple(tensor.shape) for role, tensor in tensors.items()})
+    (name,) = methods_of(tuple(tensors))
+    extent = Extent(size.out_features, size)
+    rank = lora_roles.METHODS[name].rank({role: tuple(tensor.shape) for role, tensor in tensors.items()})
     alpha = float(tensors.get(ALPHA, torch.tensor(0.0)))
-    change = method.make(tensors, extent, alpha if OFT_BLOCKS in tensors else alpha / rank if rank else 1.0)
+    change = MAKERS[name](tensors, extent, alpha if OFT_BLOCKS in tensors else alpha / rank if rank else 1.0)
     if MAGNITUDE in tensors:
-        change = roles.decomposed(change, tensors[MAGNITUDE])
+        change = decomposed(change, tensors[MAGNITUDE])
     update = Update(0, size.out_features, change=change)
     return LinearAdapter(size, [(update, 1.0)], lambda low, high: layer.dense_weight(torch.float32, slice(low, high)))
 

@@ -214,10 +214,10 @@ def test_what_cannot_act_is_refused(save: Save, tensors: dict[str, Tensor], word
 
 
 def test_a_file_of_which_nothing_fits_is_refused(save: Save) -> None:
-    wan = {f"diffusion_model.blocks.{i}.self_attn.q.lora_A.weight": torch.ones(2, 2) for i in range(12)}
+    strange = {f"diffusion_model.layers.{i}.attention.q.lora_A.weight": torch.ones(2, 2) for i in range(12)}
     with pytest.raises(UnsupportedFile, match="None of the 12 tensors") as error:
-        read_lora(save(wan), TRANSFORMER)
-    assert "diffusion_model.blocks.0.self_attn.q.lora_A.weight" in str(error.value)
+        read_lora(save(strange), TRANSFORMER)
+    assert "diffusion_model.layers.0.attention.q.lora_A.weight" in str(error.value)
     assert "and 2 more" in str(error.value)
     with pytest.raises(UnsupportedFile, match="None of the"):
         read_lora(save({f"{NAME}.alpha": torch.tensor(1.0)}), TRANSFORMER)
@@ -243,7 +243,7 @@ def test_names_are_checked_before_the_transformer_is_known(save: Save) -> None:
 
 @pytest.mark.parametrize("key", ["modelspec.architecture", "ss_base_model_version"])
 def test_a_file_that_says_it_is_for_another_model_is_refused(save: Save, key: str) -> None:
-    with pytest.raises(UnsupportedFile, match="a LoRA for FLUX"):
+    with pytest.raises(UnsupportedFile, match="for another model, Flux: its header says 'flux-1-dev/lora'"):
         read_lora(save(pair(), {key: "flux-1-dev/lora"}), TRANSFORMER)
     read_lora(save(pair(), {key: "hunyuan_video"}), TRANSFORMER)
 

@@ -1,7 +1,6 @@
-"""What the tensors of a module must be for each method, by their roles and shapes, and the changes made of them.
+"""What the tensors of a LoRA's module must be for each method, by their roles and shapes, as a header tells them.
 
-All that can be wrong with shapes is found from the header; making a change reads the tensors, which are views of the
-mapped file.
+What is made of them is in `lora.making`.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ..checkpoint.lora_layers import LayerSize
-from ..checkpoint.lora_tensors import (
+from .lora_layers import LayerSize
+from .lora_tensors import (
     ALPHA,
     BIAS_DIFF,
     DIFF,
@@ -30,16 +27,9 @@ from ..checkpoint.lora_tensors import (
     UP,
     UP_BIAS,
 )
-from .change import Change, Whole
-from .dora import Decomposed
-from .hadamard import Hadamard, untucked
-from .kronecker import Kronecker
-from .oft import TurnedInputs, TurnedOutputs, block_size_of
-from .update import LowRank
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,14 +49,13 @@ class Method:
     """One way of changing a matrix. needs, takes: roles that must and may be there; is_whole: whether they suffice.
 
     rank: what alpha is divided by, of the shapes; None where there is nothing to divide. fits: whether shapes make a
-    matrix of that extent. make: the change, from tensors and the scale.
+    matrix of that extent.
     """
 
     needs: frozenset[str]
     takes: frozenset[str]
     rank: Callable[[Shapes], int | None]
     fits: Callable[[Shapes, Extent], bool]
-    make: Callable[[Tensors, Extent, float], Change]
     is_whole: Callable[[frozenset[str]], bool] = bool
 
 
@@ -88,10 +77,6 @@ def _fits_lora(shapes: Shapes, extent: Extent) -> bool:
     return rank > 0 and _has(shapes, {DOWN: (rank, extent.width), UP: (extent.rows, rank)})
 
 
-def _make_lora(tensors: Tensors, extent: Extent, scale: float) -> LowRank:
-    return LowRank(tensors[DOWN].flatten(1), tensors[UP].flatten(1), scale)
-
-
 def _fits_tucker(core: Shape, up: Shape, down: Shape, extent_rows: int, width: int) -> bool:
     """core [R, R, kernel...]; up [R, rows], down [R, in]."""
     if len(core) < 2 or not core[0] or len(flat(up)) < 2 or len(flat(down)) < 2:
@@ -105,12 +90,6 @@ def _fits_tucker_lora(shapes: Shapes, extent: Extent) -> bool:
     return len(up) == 2 and _fits_tucker(shapes[MID], up[::-1], shapes[DOWN], extent.rows, extent.width)
 
 
-def _make_tucker_lora(tensors: Tensors, extent: Extent, scale: float) -> LowRank:
-    up = tensors[UP].flatten(1)
-    _, down = untucked(tensors[MID], up.mT, tensors[DOWN].flatten(1))
-    return LowRank(down, up, scale)
-
-
 def _fits_loha(shapes: Shapes, extent: Extent) -> bool:
     for core, up, down in ((HADA_CORES[0], HADA[0], HADA[1]), (HADA_CORES[1], HADA[2], HADA[3])):
         if core in shapes:
@@ -121,15 +100,6 @@ def _fits_loha(shapes: Shapes, extent: Extent) -> bool:
         if not fits:
             return False
     return True
-
-
-def _make_loha(tensors: Tensors, extent: Extent, scale: float) -> Hadamard:
-    def side(core: str, up: str, down: str) -> tuple[Tensor, Tensor]:
-        factors = tensors[up].flatten(1), tensors[down].flatten(1)
-        return untucked(tensors[core], *factors) if core in tensors else factors
-
-    first, second = side(HADA_CORES[0], HADA[0], HADA[1]), side(HADA_CORES[1], HADA[2], HADA[3])
-    return Hadamard(first[0], first[1], second[0], second[1], scale)
 
 
 def _has_both_sides(roles: frozenset[str]) -> bool:
@@ -177,34 +147,16 @@ def _lokr_rank(shapes: Shapes) -> int | None:
     return None
 
 
-def _make_lokr(tensors: Tensors, extent: Extent, scale: float) -> Kronecker:
-    sides: list[Tensor] = []
-    for number in "12":
-        whole, up, down = (tensors.get(f"lokr_w{number}{end}") for end in ("", "_a", "_b"))
-        core = tensors.get(f"lokr_t{number}")
-        if whole is not None:
-            sides.append(whole.flatten(1))
-            continue
-        if up is None or down is None:
-            raise TypeError("a side of LoKr is a matrix or a product of two")
-        if core is not None:
-            left, right = untucked(core, up.flatten(1), down.flatten(1))
-        else:
-            left, right = up.flatten(1).float(), down.flatten(1).float()
-        sides.append(left @ right)
-    return Kronecker(sides[0], sides[1], scale)
-
-
 def _fits_oft_outputs(shapes: Shapes, extent: Extent) -> bool:
     blocks = shapes[OFT_BLOCKS]
     has_blocks = len(blocks) == 3 and blocks[1] == blocks[2] > 0 and blocks[0] * blocks[1] == extent.rows
     return has_blocks and math.prod(shapes.get(RESCALE, (extent.rows,))) == extent.rows
 
 
-def _make_oft_outputs(tensors: Tensors, extent: Extent, scale: float) -> TurnedOutputs:
-    """scale: alpha itself, which LyCORIS and kohya take as a bound for each row."""
-    rescale = tensors[RESCALE].reshape(-1, 1) if RESCALE in tensors else None
-    return TurnedOutputs(tensors[OFT_BLOCKS], extent.width, scale * extent.rows, rescale)
+def block_size_of(numbers: int) -> int:
+    """n of the n (n - 1) / 2 numbers above a diagonal; 0 if no n has so many."""
+    size = (1 + math.isqrt(1 + 8 * numbers)) // 2
+    return size if numbers and size * (size - 1) // 2 == numbers else 0
 
 
 def _fits_oft_inputs(shapes: Shapes, extent: Extent) -> bool:
@@ -215,37 +167,23 @@ def _fits_oft_inputs(shapes: Shapes, extent: Extent) -> bool:
     return vectors[0] in (1, extent.width // size) and math.prod(shapes.get(OFT_SCALED, ())) == 1
 
 
-def _make_oft_inputs(tensors: Tensors, extent: Extent, scale: float) -> TurnedInputs:
-    is_scaled = OFT_SCALED in tensors and bool(tensors[OFT_SCALED].reshape(()))
-    return TurnedInputs(tensors[OFT_R], extent.rows, extent.width, is_scaled)
-
-
 def _fits_whole(shapes: Shapes, extent: Extent) -> bool:
     wanted = (extent.rows,) if extent.size.is_vector else (extent.rows, extent.width)
     return flat(shapes[DIFF]) == wanted
 
 
-_LOKR = frozenset(LOKR)
+def _no_rank(shapes: Shapes) -> None:
+    return None
+
+
 METHODS: Mapping[str, Method] = {
-    "LoRA": Method(frozenset((DOWN, UP)), frozenset(), _first(DOWN), _fits_lora, _make_lora),
-    "LoRA with a Tucker core": Method(
-        frozenset((DOWN, MID, UP)), frozenset(), _first(DOWN), _fits_tucker_lora, _make_tucker_lora
-    ),
-    "LoHa": Method(frozenset(HADA), frozenset(HADA_CORES), _first(HADA[1]), _fits_loha, _make_loha),
-    "LoKr": Method(frozenset(), _LOKR, _lokr_rank, _fits_lokr, _make_lokr, _has_both_sides),
-    "OFT of outputs": Method(
-        frozenset((OFT_BLOCKS,)), frozenset((RESCALE,)), lambda shapes: None, _fits_oft_outputs, _make_oft_outputs
-    ),
-    "OFT of inputs": Method(
-        frozenset((OFT_R,)), frozenset((OFT_SCALED,)), lambda shapes: None, _fits_oft_inputs, _make_oft_inputs
-    ),
-    "whole difference": Method(
-        frozenset((DIFF,)),
-        frozenset(),
-        lambda shapes: None,
-        _fits_whole,
-        lambda tensors, _, scale: Whole(tensors[DIFF]),
-    ),
+    "LoRA": Method(frozenset((DOWN, UP)), frozenset(), _first(DOWN), _fits_lora),
+    "LoRA with a Tucker core": Method(frozenset((DOWN, MID, UP)), frozenset(), _first(DOWN), _fits_tucker_lora),
+    "LoHa": Method(frozenset(HADA), frozenset(HADA_CORES), _first(HADA[1]), _fits_loha),
+    "LoKr": Method(frozenset(), frozenset(LOKR), _lokr_rank, _fits_lokr, _has_both_sides),
+    "OFT of outputs": Method(frozenset((OFT_BLOCKS,)), frozenset((RESCALE,)), _no_rank, _fits_oft_outputs),
+    "OFT of inputs": Method(frozenset((OFT_R,)), frozenset((OFT_SCALED,)), _no_rank, _fits_oft_inputs),
+    "whole difference": Method(frozenset((DIFF,)), frozenset(), _no_rank, _fits_whole),
 }
 """The methods that are applied, by name. DoRA goes around any of them."""
 
@@ -269,12 +207,3 @@ def methods_of(roles: Sequence[str]) -> list[str]:
 def fits_magnitude(shape: Shape, extent: Extent) -> bool:
     """One length for each row or for each column."""
     return math.prod(shape) in (extent.rows, extent.width) and sum(size > 1 for size in shape) <= 1
-
-
-def decomposed(inner: Change, magnitude: Tensor) -> Decomposed:
-    """DoRA around a change. [N] are rows' lengths, [1, N, ...] columns', but for PEFT's convolutions."""
-    rows, _ = inner.shape
-    if magnitude.ndim == 1 or magnitude.shape[0] != 1 or magnitude.numel() == 1:
-        return Decomposed(inner, magnitude.reshape(-1, 1))
-    is_rows = magnitude.ndim == 5 and magnitude.numel() == rows != inner.shape[1]
-    return Decomposed(inner, magnitude.reshape(-1, 1) if is_rows else magnitude.reshape(1, -1))

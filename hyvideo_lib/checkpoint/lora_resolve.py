@@ -6,13 +6,16 @@ All that can be wrong with names and shapes is found here, before any tensor is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ..checkpoint.lora_layers import RELEASED, LayerSize, Place, layer_sizes
-from ..checkpoint.lora_match import Hit, match_modules
-from ..checkpoint.lora_tensors import (
+from ..errors import FileUnreadable, UnsupportedFile
+from ..transformer import TransformerConfig
+from .lora_layers import RELEASED, LayerSize, Place, layer_sizes
+from .lora_match import Hit, match_modules
+from .lora_roles import METHODS, Extent, fits_magnitude, flat, methods_of
+from .lora_tensors import (
     ALPHA,
     BIAS_DIFF,
     DIFF,
@@ -24,12 +27,8 @@ from ..checkpoint.lora_tensors import (
     refused_method,
     split_name,
 )
-from ..checkpoint.read import Header, TensorInfo
-from ..errors import FileUnreadable, UnsupportedFile
-from ..transformer import TransformerConfig
-from .coverage import listed
-from .families import other_model
-from .roles import METHODS, Extent, fits_magnitude, flat, methods_of
+from .lora_told import told_model
+from .read import Header, TensorInfo
 
 __all__ = ["RELEASED", "Module", "Resolved", "match_names", "resolve"]
 
@@ -42,6 +41,16 @@ _LEAVES = {"weight": None, "scale": None, "bias": BIAS_DIFF}
 _BASE = ".base_layer."
 """In the names of the weights of the model itself, which PEFT's own state dicts hold as well."""
 _METHOD_WORDS = "LoRA, LoHa, LoKr, DoRA, OFT and whole differences"
+
+
+NAMES_TOLD = 10
+"""Names of tensors that a message lists."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - NAMES_TOLD
+    return ", ".join(names[:NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,9 @@ def match_names(header: Header, config: TransformerConfig) -> Resolved:
     file = header.path.name
     if header.format == "gguf":
         raise UnsupportedFile(f"{file} is a GGUF file. LoRAs are read as .safetensors; use that version of it.")
-    model = other_model(dict(header.metadata))
-    if model:
-        raise UnsupportedFile(f"{file} says in its metadata that it is a LoRA for {model}. Use one for HunyuanVideo.")
+    told = told_model(header)
+    if told and told.refusal:
+        raise UnsupportedFile(f"{file} cannot be used. {told.refusal}")
     found = _group(header)
     hits = match_modules(found, config)
     resolved = Resolved(unmatched=[entry for entry in header.tensors if split_name(entry) is None])
