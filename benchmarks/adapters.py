@@ -86,7 +86,7 @@ def make_adapters(
     adapters = {}
     for name, size in adaptable_layers(model).items():
         layer = model.get_submodule(name)
-        if "_blocks." not in name or id(layer) in modulating:
+        if "_blocks." not in name or size.is_vector or id(layer) in modulating:
             continue
         down = torch.randn(RANK, size.in_features, device=device, generator=generator)
         up = torch.randn(size.out_features, RANK, device=device, generator=generator)
