@@ -89,7 +89,7 @@ def merge_lora(
     if strength == 0:
         raise InvalidSetting("The LoRA's strength is 0, with which it adds nothing: the new file would be a copy.")
     header = open_header(Path(source))
-    findings = examine(header)
+    findings = examine(header, kinds=("transformer",))
     _check_base(findings)
     use = LoraUse(read_lora(lora, findings.config), strength, blocks)
     merger = Merger(findings, map_header(header), collect_updates([use]))
@@ -147,10 +147,9 @@ class Merger:
     def __init__(
         self, findings: Findings, tensors: Mapping[str, Tensor], updates: Mapping[str, Sequence[Weighted]]
     ) -> None:
-        self.prefix = findings.match.prefix if findings.match else ""
         self.findings, self.tensors, self.updates = findings, tensors, updates
         self.places: dict[str, tuple[str, Source]] = {
-            self.prefix + source.name: (ours, source)
+            findings.name_in_file(source.name): (ours, source)
             for ours, sources in findings.sources.items()
             for source in sources
         }
