@@ -44,7 +44,7 @@ def read_text(file: BinaryIO, length: int) -> tuple[str, tuple[str, ...]]:
     file.seek(start)
     if not has_escapes and count * width <= length + FREE_GROWTH:
         return file.read(length).decode("utf-8"), ()  # only one copy stays
-    return _narrowed(_pieces(file, length)).decode("latin-1"), (_NOTE,)
+    return _narrowed(_pieces(file, length), length + FREE_GROWTH), (_NOTE,)
 
 
 def _pieces(file: BinaryIO, length: int) -> Iterator[str]:
@@ -62,17 +62,22 @@ def _pieces(file: BinaryIO, length: int) -> Iterator[str]:
     yield rest
 
 
-def _narrowed(pieces: Iterator[str]) -> bytearray:
-    """The text in one byte for each sign: wide ones written out while there is room for that, then as ?."""
-    text, growth = bytearray(), 0
+def _narrowed(pieces: Iterator[str], room: int) -> str:
+    """The text in one byte for each sign: wide ones written out while there is room for that, then as ?.
+
+    room: about as many bytes as it will have. Taken at once, they leave no holes in the process's memory.
+    """
+    text, end, growth = bytearray(room), 0, 0
     for piece in pieces:
         piece = _write_escapes_out(piece)
         if _width(piece) > 1:
             written = _WIDE.sub(_write_out, piece)
             growth += len(written) - len(piece)
             piece = written if growth <= FREE_GROWTH else _WIDE.sub("?", piece)
-        text += piece.encode("latin-1")
-    return text
+        data = piece.encode("latin-1")
+        text[end : end + len(data)] = data
+        end += len(data)
+    return str(memoryview(text)[:end], "latin-1")
 
 
 def _write_escapes_out(piece: str) -> str:
