@@ -156,7 +156,7 @@ def _pickle_report(path: Path, pickle: PickleFacts) -> FileReport:
         quantization="none",
         supported=False,
         reason=f"It is {pickle.title}. Pickles can run code and are never opened here; use the .safetensors version of "
-        f"the file, or make one with `hyvideo convert {path.name} NEW.safetensors`.",
+        "the file, or make one with `hyvideo convert`.",
         notes=(f"{members}{seems}".strip(),) if members or seems else (),
         num_tensors=pickle.members,
         num_parameters=0,
