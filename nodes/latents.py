@@ -215,6 +215,8 @@ class EncodeVideo(io.ComfyNode):
         sampled: bool = False,
         seed: int = 0,
     ) -> io.NodeOutput:
+        if vae.vae.cannot_encode:
+            raise InvalidSetting(vae.vae.cannot_encode)
         count, height, width = frames.shape[:3]
         check_frames(count)
         check_size(width, height)

@@ -320,8 +320,8 @@ class LoadTextEncoders(io.ComfyNode):
             compute_dtype=dtype,
             tokenizer_places=comfy_host.native_tokenizers(),
         )
-        language = load(paths[0], find_tokenizer(llm_tokenizer))
-        pooled = load(paths[1], find_tokenizer(clip_tokenizer))
+        language = load(paths[0], find_tokenizer(llm_tokenizer), kind="llama")
+        pooled = load(paths[1], find_tokenizer(clip_tokenizer), kind="clip")
         if not isinstance(language, LlamaTextEncoder) or not isinstance(pooled, ClipTextEncoder):
             raise WrongKind("The files of the language model and of the CLIP encoder are interchanged. Swap them.")
         place = comfy_host.text_device(device)

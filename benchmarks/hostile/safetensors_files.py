@@ -258,6 +258,10 @@ def _many_metadata(count: int) -> bytes:
     return join(("{" + '"__metadata__":{' + ",".join(f'"k{i}":""' for i in range(count)) + "}}").encode(), b"")
 
 
+def _long_metadata(text: bytes) -> bytes:
+    return join(b'{"__metadata__":{"history":"' + text + b'"}}', b"")
+
+
 HUGE: Mapping[str, Callable[[], bytes]] = {
     "200,000 tensors": lambda: _many_tensors(MANY),
     "200,000 lines of metadata": lambda: _many_metadata(MANY),
@@ -274,4 +278,8 @@ HUGE: Mapping[str, Callable[[], bytes]] = {
     "a number of 10 MB": lambda: join(b'{"a":' + b"9" * 10_000_000 + b"}", b""),
     "20 MB of blanks": lambda: join(b"{" + b" " * 20_000_000 + b"}", b""),
     "20 MB of zeros": lambda: bytes(20_000_000),
+    "60 MB of history": lambda: _long_metadata(b'{\\"tag, [of]\\": 1}, ' * 3_000_000),
+    "30 MB of text with one wide sign": lambda: _long_metadata(b"x" * 30_000_000 + "\U0001f600".encode()),
+    "30 MB of text with one escaped sign": lambda: _long_metadata(b"x" * 30_000_000 + b"\\ud83d\\ude00"),
+    "10 MB of lists in metadata": lambda: join(b'{"__metadata__":{"a":[' + b"[]," * 3_000_000 + b"0]}}", b""),
 }

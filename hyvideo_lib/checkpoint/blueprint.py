@@ -66,7 +66,12 @@ def build_meta_tiny_vae(config: TinyVAEConfig) -> TinyVAE:
 
 def vae_contents(config: VAEConfig | TinyVAEConfig) -> Contents:
     vae = build_meta_tiny_vae(config) if isinstance(config, TinyVAEConfig) else build_meta_vae(config)
-    return Contents(module_shapes(vae))
+    if vae.config.has_encoder or isinstance(config, TinyVAEConfig):
+        return Contents(module_shapes(vae))
+    moments = 2 * config.latent_channels  # of an encoder that is not there
+    return Contents(
+        module_shapes(vae), {"quant_conv.weight": (moments, moments, 1, 1, 1), "quant_conv.bias": (moments,)}
+    )
 
 
 def module_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

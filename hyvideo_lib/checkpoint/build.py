@@ -107,7 +107,8 @@ def load_any_vae(
 
 def recognise(path: PathLike, kinds: tuple[str, ...], config: Any) -> Findings:
     """Findings on a file that can be loaded as one of `kinds`; otherwise says what it is instead."""
-    findings = examine(open_header(path), config)
+    header = open_header(path)
+    findings = examine(header, config, kinds)
     name = Path(path).name
     wanted = " or ".join(KIND_NAMES[kind] for kind in kinds)
     if findings.match and findings.kind not in kinds:
@@ -118,6 +119,8 @@ def recognise(path: PathLike, kinds: tuple[str, ...], config: Any) -> Findings:
     if findings.reason:
         raise UnsupportedFile(f"{name} cannot be used as {wanted}. {findings.reason}")
     logger.info("%s: %s, %s, %s", name, findings.kind, findings.config, findings.quantization)
+    for note in header.notes:
+        logger.info("%s: %s", name, note)
     return findings
 
 

@@ -43,18 +43,21 @@ def load_text_encoder(
     device: str | torch.device = "cpu",
     config: LlamaEncoderConfig | ClipEncoderConfig | None = None,
     tokenizer_places: Iterable[PathLike] = (),
+    kind: str | None = None,
 ) -> LlamaTextEncoder | ClipTextEncoder:
     """A Llama or CLIP text encoder, whichever the file or folder holds, with its tokenizer, in any known layout.
 
     tokenizer: one that is loaded, or the file or folder that has it; None searches for it (`find_tokenizer`), also in
     tokenizer_places. storage_dtype: what the matrices rest in; None leaves them as the file has them, fp8 is for those
     that are multiplied with. compute_dtype: what they are multiplied in; None takes what most of the file is stored in,
-    bfloat16 if that is smaller. Raises as `load_transformer`, and MissingPackage.
+    bfloat16 if that is smaller. kind: "llama" or "clip", which of a file that holds both; None takes the Llama. Raises
+    as `load_transformer`, and MissingPackage.
     """
     check_dtype("compute_dtype", compute_dtype, COMPUTE_DTYPES)
     check_dtype("storage_dtype", storage_dtype, STORAGE_DTYPES)
     header = with_text_sizes(open_header(path))
-    findings = recognise(path, TEXT_KINDS, config or examine(header).config)
+    kinds = (kind,) if kind else TEXT_KINDS
+    findings = recognise(path, kinds, config or examine(header, kinds=kinds).config)
     found_tokenizer = find_tokenizer(header, findings, tokenizer, tokenizer_places)
     encoder_class: Callable[..., LlamaTextEncoder | ClipTextEncoder]
     encoder_class = LlamaTextEncoder if findings.kind == "llama" else ClipTextEncoder
@@ -63,14 +66,14 @@ def load_text_encoder(
     return encoder.eval().to(device)
 
 
-def check_tokenizer(path: PathLike, tokenizer: PathLike | None, template: PromptTemplate) -> None:
+def check_tokenizer(path: PathLike, tokenizer: PathLike | None, template: PromptTemplate, kind: str) -> None:
     """Hold the tokenizer that `load_text_encoder` would take to its encoder and the template, before any weights.
 
-    What is passed over in the search is told only when the encoder is loaded. Raises as `find_tokenizer`, and
-    InvalidTemplate.
+    kind: "llama" or "clip". What is passed over in the search is told only when the encoder is loaded. Raises as
+    `find_tokenizer`, and InvalidTemplate.
     """
     header = with_text_sizes(open_header(path))
-    findings = recognise(path, TEXT_KINDS, examine(header).config)
+    findings = recognise(path, (kind,), examine(header, kinds=(kind,)).config)
     found = find_tokenizer(header, findings, tokenizer, is_told=False)
     if findings.kind == "clip":
         check_ends(found, findings.config)

@@ -11,7 +11,7 @@ from typing import Any
 from ..atomic import check_output, whole_file
 from ..errors import InvalidSetting
 from ..host import HeadlessHost, Host
-from .folder import map_header, open_header
+from .folder import find_pickles, map_header, open_header
 from .isolate import check_pickle, convert_in_child
 from .pickles import read_pickle
 from .read import map_tensors, read_header
@@ -27,7 +27,7 @@ def convert_file(
     overwrite: bool = False,
     host: Host | None = None,
 ) -> dict[str, Any]:
-    """Write `target` from `source`, a file of any known layout or a folder of shards, and tell what changed.
+    """Write `target` from `source`, and tell what changed: a file of any known layout, a pickle, a folder of either.
 
     Raises FileMissing, FileTruncated, FileUnreadable, WrongKind, UnsupportedFile, InvalidSetting, OutputExists,
     OutputNotWritable, DiskFull, Interrupted.
@@ -36,11 +36,13 @@ def convert_file(
     request, host = request or Request(), host or HeadlessHost()
     if target.suffix != ".safetensors":
         raise InvalidSetting(f"The new file is called {target.name!r}, but its name must end in .safetensors.")
-    if _is_pickle(source):
-        check_pickle(source)
+    folder, files = find_pickles(source)
+    if files or _is_pickle(source):
+        for path in files or (source,):
+            check_pickle(path)
         check_output(target, overwrite)
         with whole_file(target, overwrite) as temporary:
-            manifest = convert_in_child(source, temporary, request, host)
+            manifest = convert_in_child(folder or source, temporary, request, host, files)
             read_header(temporary)  # what another process wrote is looked at before it gets its name
         return manifest
     opened = _open(source)

@@ -42,14 +42,19 @@ def stated_formats(header: Header) -> set[str]:
 
 
 def with_own_layers(header: Header, prefix: str) -> Header:
-    """The part of a header behind a prefix, with what the metadata say of its layers under the names of that part.
+    """A model's header with what the metadata say of its layers under the names that its tensors have there.
 
-    A table that names no layer with the prefix is taken to name them without it.
+    header: tensors under bare names, whose descriptions have the file's own; prefix: what these begin with. A table
+    that names no layer as the file does is taken to name them by their bare names.
     """
-    bare = header.without_prefix(prefix)
     layers = _layers(header.metadata)
-    own = {name.removeprefix(prefix): entry for name, entry in layers.items() if name.startswith(prefix)}
-    return _with_layers(bare, own) if prefix and own else bare
+    names = {info.name.rpartition(".")[0]: bare.rpartition(".")[0] for bare, info in header.tensors.items()}
+    own = {
+        names.get(name, name.removeprefix(prefix)): entry
+        for name, entry in layers.items()
+        if name in names or name.startswith(prefix)
+    }
+    return _with_layers(header, own) if own.keys() != layers.keys() and own else header
 
 
 def own_contents(findings: Findings, tensors: Mapping[str, Tensor]) -> StoredTensors:

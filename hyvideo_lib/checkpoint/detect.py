@@ -7,7 +7,7 @@ same findings (`examine`) and refuse by them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from .pickles import PickleFacts, read_pickle
 from .read import Header
 from .schemes import tensor_scheme
 from .variants import KIND_NAMES, choose_variant, match_layout, possible_variants
+from .wrappers import wrappers_in
 
-__all__ = ["FileReport", "Findings", "TensorGroup", "examine", "inspect_file"]
+__all__ = ["FilePart", "FileReport", "Findings", "TensorGroup", "examine", "inspect_file"]
 
 LLAMA3_WIDTH, LLAMA3_VOCABULARIES = 4096, (128256, 128257, 128258, 128259, 128320)
 
@@ -40,8 +41,22 @@ class TensorGroup:
 
 
 @dataclass(frozen=True)
+class FilePart:
+    """One of the models in a file that holds several. prefix: of its names, by which it is told from the others."""
+
+    kind: str
+    layout: str
+    variant: str
+    prefix: str
+    tensors: int
+
+
+@dataclass(frozen=True)
 class FileReport:
-    """The recogniser's answer. `supported` is the verdict, `reason` why not; the name lists hold the first ten each."""
+    """The recogniser's answer. `supported` is the verdict, `reason` why not; the name lists hold the first ten each.
+
+    parts: every model of a file that holds several; the report is on one of them.
+    """
 
     path: str
     file_size: int  # bytes
@@ -62,25 +77,27 @@ class FileReport:
     wrong_shapes: tuple[str, ...]
     some_names: tuple[str, ...]
     metadata: Mapping[str, str]
+    parts: tuple[FilePart, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON."""
         return asdict(self)
 
 
-def inspect_file(path: str | Path, variant: str | None = None) -> FileReport:
+def inspect_file(path: str | Path, variant: str | None = None, kinds: Collection[str] = ()) -> FileReport:
     """Kind, layout, variant, sizes, storage and verdict of a file, from its header.
 
     path: a safetensors or GGUF file, a pickle (which is described, never opened), or a folder, index or shard of a
     checkpoint in several files. variant: what the user says a transformer is, one of `variants.VARIANTS`; it decides
-    where tensors cannot tell.
+    where tensors cannot tell. kinds: the kind of model that is meant of a file that holds several, or kinds of equal
+    right; without it the usual one.
     Raises only for files that cannot be read at all: FileMissing, FileTruncated, FileUnreadable, UnsupportedFile.
     """
     pickle = _pickle_at(Path(path))
     if pickle is not None:
         return _pickle_report(Path(path), pickle)
     header = open_header(path)
-    findings = examine(header)
+    findings = examine(header, kinds=kinds)
     kind, notes = _variant(findings, header, variant)
     return FileReport(
         path=str(path),
@@ -92,7 +109,7 @@ def inspect_file(path: str | Path, variant: str | None = None) -> FileReport:
         quantization=findings.quantization,
         supported=not findings.reason,
         reason=findings.reason,
-        notes=notes,
+        notes=(*header.notes, *notes),
         num_tensors=len(header.tensors),
         num_parameters=sum(info.numel for info in header.tensors.values()),
         groups=_groups(header, findings.match.prefix if findings.match else ""),
@@ -102,6 +119,17 @@ def inspect_file(path: str | Path, variant: str | None = None) -> FileReport:
         wrong_shapes=findings.wrong_shapes[:SHOWN],
         some_names=tuple(header.tensors)[:SHOWN],
         metadata=dict(header.metadata),
+        parts=_parts(findings),
+    )
+
+
+def _parts(findings: Findings) -> tuple[FilePart, ...]:
+    if len(findings.parts) < 2:
+        return ()
+    return tuple(
+        FilePart(layout.kind, layout.layout, layout.variant, part.match.prefix, len(part.header.tensors))
+        for part in findings.parts
+        for layout in (part.match.layout,)
     )
 
 
@@ -172,10 +200,29 @@ def _variant(findings: Findings, header: Header, choice: str | None) -> tuple[st
             "It is a tiny VAE (TAEHV): it decodes previews in little time and memory, less true than HunyuanVideo's "
             "VAE, and encodes nothing. Wan's (taew2_1) looks the same to the last tensor and shows wrong colours."
         )
-    outside = len(header.tensors) - len(findings.file_header.tensors)
-    if outside:
-        notes.append(f"Tensors of something else, ignored: {outside}.")
+    if findings.kind == "vae" and findings.config and not findings.config.has_encoder and name != TINY_VAE:
+        notes.append("It has only a decoder: it turns latents into frames, and no frames into latents.")
+    notes += _what_else(findings, header)
     return name, tuple(notes)
+
+
+def _what_else(findings: Findings, header: Header) -> list[str]:
+    """What the file holds beside the model that the report is on, and what else stands in its names."""
+    notes = []
+    if len(findings.parts) > 1:
+        told = [f"{KIND_NAMES[part.match.layout.kind]} ({part.match.prefix or 'no prefix'})" for part in findings.parts]
+        notes.append(
+            f"It holds {len(told)} models: {', '.join(told)}. This is the report on "
+            f"{KIND_NAMES[findings.kind]} ({findings.match.prefix if findings.match else ''}); wherever the file is "
+            "given, what is asked for there is taken from it."
+        )
+    words = wrappers_in(info.name for info in findings.file_header.tensors.values())
+    if words and findings.match and findings.kind != "lora":
+        notes.append(f"Its names hold words that training programs put in, which are read past: {', '.join(words)}.")
+    models = sum(len(part.header.tensors) + len(part.twins) for part in findings.parts)
+    if findings.parts and models < len(header.tensors):
+        notes.append(f"Tensors of something else, ignored: {len(header.tensors) - models}.")
+    return notes
 
 
 def _is_odd_llama(config: Any) -> bool:

@@ -5,7 +5,7 @@ Sizes are read, and names compared, in Tencent's names; complaints are in the fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -14,14 +14,16 @@ from typing import Any
 from ..errors import BadInput, InvalidSetting
 from .blueprint import BLUEPRINTS, Contents
 from .descriptions import unpack_complaint, with_own_layers
+from .idle import is_idle
 from .keymaps import MARKERS, Source, Translated, our_name, their_names, to_tencent
 from .layout import Match
 from .llama_cpp import translate_llama_cpp
 from .lora_families import match_lora
+from .parts import Part, find_parts
 from .read import Header
 from .schemes import file_scheme, is_companion, packed_refusal, storage_notes, storage_refusal
 from .sizes import METADATA_KEY
-from .variants import KIND_NAMES, match_layout
+from .variants import KIND_NAMES, LAYOUTS
 
 SHOWN = 10  # names listed of each complaint
 
@@ -38,9 +40,9 @@ ACCEPTED_SCHEMES = {
 class Findings:
     """What `examine` makes of a header.
 
-    file_header: the file's own names, without the prefix and without what stands outside it. header: the same in
-    Tencent's names, with the shapes of the whole where the file keeps parts. sources: for each name of `header`, the
-    tensors of `file_header` that it is made of. Where nothing needs translating, the two headers are one.
+    file_header: the tensors of the model that is meant, without the prefix and what else is put into names; their own
+    names stand in their TensorInfo. header: those that are used, in Tencent's names, with the shapes of the whole where
+    the file keeps parts. sources: for each name of `header`, the tensors of `file_header` that it is made of.
     """
 
     header: Header
@@ -54,6 +56,12 @@ class Findings:
     wrong_shapes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()  # every model of the file, this one among them
+
+    def name_in_file(self, bare: str) -> str:
+        """What the file calls a tensor of `file_header`; the name as it is where there is none."""
+        info = self.file_header.tensors.get(bare)
+        return info.name if info else bare
 
     @property
     def kind(self) -> str:
@@ -64,28 +72,69 @@ class Findings:
         return self.match.layout.layout if self.match else ""
 
 
-def examine(header: Header, config: Any = None) -> Findings:
+def examine(header: Header, config: Any = None, kinds: Collection[str] = ()) -> Findings:
     """Recognise a header and compare it with what such a file must hold.
 
-    config: sizes to hold it against instead of those read off the header. Raises nothing: complaints are in the result.
+    config: sizes to hold it against instead of those read off the header. kinds: which model is meant of a file that
+    holds several; where there is none of them, or nothing is said, the findings are on the usual one. Raises nothing:
+    complaints are in the result.
     """
-    scheme = file_scheme(header)
     lora = match_lora(header)
     if lora is not None:
         match, facts = lora
-        return Findings(header, header, match, facts, scheme, match.layout.refusal)
-    found = match_layout(header)
-    if found is None:
+        return Findings(header, header, match, facts, file_scheme(header), match.layout.refusal)
+    parts = find_parts(header, LAYOUTS)
+    if not parts:
         known = ", ".join(KIND_NAMES[kind] for kind in (*BLUEPRINTS, "lora"))
         some = ", ".join(list(header.tensors)[:SHOWN]) or "none"
+        scheme = file_scheme(header)
         stored = storage_refusal(scheme, (scheme,), ())
         reason = f"{stored} It holds nothing known here (looked for {known}). Its tensors: {some}.".lstrip()
         return Findings(header, header, None, None, scheme, reason)
-    bare = with_own_layers(header, found.prefix)
-    scheme = file_scheme(bare)
-    translated = translate(bare, found.layout.kind, found.layout.layout)
-    findings = Findings(translated.header, bare, found, None, scheme, found.layout.refusal, sources=translated.sources)
+    part = choose_part(parts, kinds)
+    layout = part.match.layout
+    bare = with_own_layers(part.header, part.match.prefix)
+    translated = translate(bare, layout.kind, layout.layout)
+    reason = layout.refusal or _doubt(part, parts)
+    findings = Findings(
+        translated.header,
+        bare,
+        part.match,
+        None,
+        file_scheme(replace(part.with_beside, metadata=bare.metadata)),
+        reason,
+        sources=translated.sources,
+        parts=parts,
+    )
     return findings if findings.reason else _compare(findings, translated, config)
+
+
+def choose_part(parts: Sequence[Part], kinds: Collection[str]) -> Part:
+    """The model that is meant: of the wanted kinds one that can be used, under a usual prefix; else the first."""
+    wanted = [part for part in parts if part.match.layout.kind in kinds]
+    if not wanted:
+        return parts[0]
+    return min(wanted, key=lambda part: (bool(part.match.layout.refusal), not part.is_usual))  # the first of equals
+
+
+def _doubt(part: Part, parts: Iterable[Part]) -> str:
+    """Why nobody can tell which tensors are meant; empty where it is plain."""
+    if part.twins:
+        shown = "; ".join(" and ".join(pair) for pair in part.twins[:3])
+        return (
+            f"It has two tensors for one layer, once what training programs put into names is taken off "
+            f"({len(part.twins)} times): {shown}. Use a file that holds the model once."
+        )
+    kind = part.match.layout.kind
+    alike = [
+        other.match.prefix for other in parts if other.match.layout.kind == kind and not other.match.layout.refusal
+    ]
+    if not part.is_usual and len(alike) > 1:
+        return (
+            f"It holds {KIND_NAMES[kind]} {len(alike)} times, under {' and '.join(alike[:SHOWN])}, and nothing tells "
+            "which is meant. Use a file that holds one of them."
+        )
+    return ""
 
 
 def translate(header: Header, kind: str, layout: str) -> Translated:
@@ -102,7 +151,7 @@ def translate(header: Header, kind: str, layout: str) -> Translated:
 
 def _compare(findings: Findings, translated: Translated, config: Any) -> Findings:
     """The findings with sizes, and with what is missing, too much or of a wrong shape."""
-    kind, layout, header = findings.kind, findings.layout, translated.header
+    kind, header = findings.kind, translated.header
     blueprint = BLUEPRINTS[kind]
     refused = storage_refusal(findings.quantization, ACCEPTED_SCHEMES[kind], ())
     try:
@@ -120,14 +169,16 @@ def _compare(findings: Findings, translated: Translated, config: Any) -> Finding
         for name in header.tensors
         if not name.startswith(ignored) and name not in MARKERS and not is_companion(name, header)
     }
-    own = _OwnNames(kind, layout, translated)
+    own = _OwnNames(findings, translated)
     absent = [name for name in contents.needed if name not in found]
     missing = tuple(name for ours in absent for name in own.missing(ours))
-    surplus = [name for ours in found - contents.needed.keys() - contents.unused.keys() for name in own.of(ours)]
-    leftover = [
-        name for name in translated.leftover if not name.startswith(ignored) and not own.is_part_of(name, contents)
-    ]
-    unexpected = tuple(sorted({*surplus, *leftover}))
+    over = found - contents.needed.keys() - contents.unused.keys()
+    idle = {name for name in over if is_idle(name, header.tensors[name], contents.needed)}
+    surplus = [name for ours in over - idle for name in own.of(ours)]
+    left = [name for name in translated.leftover if not name.startswith(ignored) and not own.is_part_of(name, contents)]
+    idle_left = {name for name in left if is_idle(name, findings.file_header.tensors[name], contents.needed)}
+    unexpected = tuple(sorted({*surplus, *map(own.in_file, set(left) - idle_left)}))
+    passed_over = tuple(sorted({*map(own.in_file, idle_left), *(name for ours in idle for name in own.of(ours))}))
     wrong_shapes = tuple(
         f"{' + '.join(own.of(name))} is {list(header.tensors[name].shape)}, expected {list(shape)}"
         for name, shape in contents.needed.items()
@@ -139,8 +190,12 @@ def _compare(findings: Findings, translated: Translated, config: Any) -> Finding
         _complaint("Unexpected tensors", unexpected),
         _complaint("Tensors of a wrong shape", wrong_shapes),
     )
+    kept = {name: source for name, source in translated.sources.items() if name not in idle}
+    used = replace(header, tensors=MappingProxyType({name: header.tensors[name] for name in kept}))
     return replace(
         findings,
+        header=used,
+        sources=MappingProxyType(kept),
         config=config,
         # Quantised weights have companions and shapes of their own: the lists would only repeat it at length.
         reason=refused
@@ -151,7 +206,7 @@ def _compare(findings: Findings, translated: Translated, config: Any) -> Finding
         missing=missing,
         unexpected=unexpected,
         wrong_shapes=wrong_shapes,
-        notes=storage_notes(findings.quantization, header),
+        notes=(*storage_notes(findings.quantization, header), *_passed_over(passed_over)),
     )
 
 
@@ -163,27 +218,38 @@ def _contents(kind: str, config: Any) -> Contents:
 
 @dataclass(frozen=True)
 class _OwnNames:
-    """From Tencent's names back to those that the file has, or should have."""
+    """From Tencent's names back to those that the file has, or should have, without the prefix of all."""
 
-    kind: str
-    layout: str
+    findings: Findings
     translated: Translated
+
+    def in_file(self, bare: str) -> str:
+        """A tensor's name in the file."""
+        prefix = self.findings.match.prefix if self.findings.match else ""
+        return self.findings.name_in_file(bare).removeprefix(prefix)
 
     def of(self, ours: str) -> tuple[str, ...]:
         """The file's tensors behind one of ours."""
-        return tuple(source.name for source in self.translated.sources.get(ours, (Source(ours),)))
+        return tuple(self.in_file(source.name) for source in self.translated.sources.get(ours, (Source(ours),)))
 
     def missing(self, ours: str) -> tuple[str, ...]:
         """What the file lacks for one of ours: all of its parts, or some of them."""
-        if self.layout == "huggingface_bare":
+        if self.findings.layout == "huggingface_bare":
             return (ours.removeprefix("text_model."),)
-        wanted = [source.name for source in their_names(self.kind, self.layout, ours)]
+        wanted = [source.name for source in their_names(self.findings.kind, self.findings.layout, ours)]
         return tuple(name for name in wanted if name not in self.translated.leftover) or (ours,)
 
     def is_part_of(self, name: str, contents: Contents) -> bool:
         """Whether a tensor that was left over is a part of one that is needed, and only lacks the others."""
-        hit = our_name(self.kind, self.layout, name)
+        hit = our_name(self.findings.kind, self.findings.layout, name)
         return hit is not None and hit[0] in contents.needed
+
+
+def _passed_over(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = ", ..." if len(names) > SHOWN else ""
+    return (f"Tensors that no layer needs, ignored: {len(names)} ({', '.join(names[:SHOWN])}{more}).",)
 
 
 def _complaint(fault: str, names: Iterable[str]) -> str:

@@ -102,7 +102,7 @@ def _places(header: Header, findings: Findings, elsewhere: Iterable[PathLike]) -
     named = _named_after(header.path)
     if named.is_file():
         yield _at(named)
-    yield from _inside(header)
+    yield from _inside(header, findings)
     around = [folder]
     if folder.name.startswith("text_encoder"):  # a pipeline's folders: text_encoder_2 and, beside it, tokenizer_2
         around.append(folder.with_name(folder.name.replace("text_encoder", "tokenizer")))
@@ -121,12 +121,13 @@ def _at(path: Path) -> _Place:
     return _Place(str(path), partial(load_tokenizer, path))
 
 
-def _inside(header: Header) -> Iterator[_Place]:
+def _inside(header: Header, findings: Findings) -> Iterator[_Place]:
     if header.format == "gguf":
         if "tokenizer.ggml.tokens" in header.metadata:
             yield _Place(f"the metadata of {header.path.name}", partial(_from_gguf, header.path))
         return
-    for name in (TOKENIZER_TENSOR, f"model.{TOKENIZER_TENSOR}"):
+    own = findings.name_in_file(TOKENIZER_TENSOR)
+    for name in dict.fromkeys((own, TOKENIZER_TENSOR, f"model.{TOKENIZER_TENSOR}")):
         info = header.tensors.get(name)
         if info and info.dtype == "uint8" and len(info.shape) == 1:
             yield _Place(f"the tensor {name!r} of {header.path.name}", partial(_from_tensor, header, name))

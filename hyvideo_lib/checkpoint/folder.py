@@ -20,10 +20,14 @@ from ..errors import FileMissing, FileUnreadable, UnsupportedFile
 from .read import Header, TensorInfo, map_tensors, read_header
 from .sizes import METADATA_KEY
 
-INDEX_SUFFIX = ".safetensors.index.json"
+SUFFIX, PICKLE_SUFFIX = ".safetensors", ".bin"
+INDEX_ENDING = ".index.json"
+INDEX_SUFFIX, PICKLE_INDEX = SUFFIX + INDEX_ENDING, PICKLE_SUFFIX + INDEX_ENDING
+NO_WEIGHTS = re.compile(r"(?:training_args|optimizer|scheduler|random_states.*|rng_state.*)\.bin", re.DOTALL)
+"""Pickles that stand beside weights in training programs' folders."""
 MAX_SHARDS = 1000
 MAX_JSON_BYTES = 32_000_000
-SHARD = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors", re.DOTALL)
+SHARD = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)", re.DOTALL)
 
 # What config.json calls, by its _class_name, the sizes that the tensors do not tell.
 CONFIG_KEYS: Mapping[str, Mapping[str, str]] = {
@@ -52,9 +56,11 @@ def open_header(path: str | Path) -> Header:
     if is_folder:
         return _open_folder(path)
     if is_index:
-        return _join(path.parent, _files_of_index(path))
+        return _join(path.parent, _files_of_index(path, SUFFIX))
+    if path.name.endswith(PICKLE_INDEX) and path.is_file():
+        raise _in_pickles(path, _files_of_index(path, PICKLE_SUFFIX))
     shard = SHARD.fullmatch(path.name)
-    if shard and path.exists():
+    if shard and shard["suffix"] == SUFFIX and path.exists():
         return _join(path.parent, _shard_names(path.parent, shard))
     return read_header(path)
 
@@ -80,16 +86,64 @@ def _open_folder(folder: Path) -> Header:
             f"{folder} holds a whole pipeline. Give one of the folders in it: transformer, vae or text_encoder."
         )
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    files = [name for name in names if name.endswith(".safetensors")]
+    files = [name for name in names if name.endswith(SUFFIX)]
     wholes = {_stem(name) for name in files}
     if len(indices) == 1:
-        return _join(folder, _files_of_index(folder / indices[0]))
+        return _join(folder, _files_of_index(folder / indices[0], SUFFIX))
     if len(wholes) > 1 or len(indices) > 1:
         raise UnsupportedFile(f"{folder} holds several models ({', '.join(sorted(wholes)[:10])}). Name one file of it.")
     if not files:
+        _, pickles = find_pickles(folder)
+        if pickles:
+            raise _in_pickles(folder, [path.name for path in pickles])
         raise FileMissing(f"{folder} holds no .safetensors file. Give the folder or the file that has the weights.")
     shard = SHARD.fullmatch(files[0])
     return _join(folder, _shard_names(folder, shard) if shard else files)
+
+
+def find_pickles(path: Path) -> tuple[Path | None, tuple[Path, ...]]:
+    """The folder and the pickles (.bin) of a checkpoint that is kept in them: of a folder without safetensors files, of
+    an index, or of one part. None and nothing for whatever else.
+
+    Raises FileMissing for absent parts, FileUnreadable, and UnsupportedFile for a folder that holds several models.
+    """
+    try:
+        if path.is_dir():
+            names = _pickles_of_folder(path)
+            return path, tuple(path / name for name in names)
+        shard = SHARD.fullmatch(path.name)
+        is_part, is_index = shard is not None and shard["suffix"] == PICKLE_SUFFIX, path.name.endswith(PICKLE_INDEX)
+        if not (is_part or is_index) or not path.is_file():
+            return None, ()
+    except (OSError, ValueError):
+        return None, ()  # `read_header` says what is wrong with the name
+    folder = path.parent
+    names = _files_of_index(path, PICKLE_SUFFIX) if is_index or shard is None else _shard_names(folder, shard)
+    return folder, tuple(folder / name for name in names)
+
+
+def _pickles_of_folder(folder: Path) -> list[str]:
+    """Names of the parts, or of the one pickle, in a folder that has no safetensors file."""
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if any(name.endswith(SUFFIX) for name in names) or "model_index.json" in names:
+        return []
+    indices = [name for name in names if name.endswith(PICKLE_INDEX)]
+    if len(indices) == 1:
+        return _files_of_index(folder / indices[0], PICKLE_SUFFIX)
+    files = [name for name in names if name.endswith(PICKLE_SUFFIX) and not NO_WEIGHTS.fullmatch(name)]
+    if len({_stem(name) for name in files}) > 1:
+        raise UnsupportedFile(f"{folder} holds several models ({', '.join(files[:10])}). Name one file of it.")
+    shard = SHARD.fullmatch(files[0]) if files else None
+    return _shard_names(folder, shard) if shard else files
+
+
+def _in_pickles(path: Path, names: list[str]) -> UnsupportedFile:
+    more = ", ..." if len(names) > 3 else ""
+    return UnsupportedFile(
+        f"{path} keeps its weights in {len(names)} pickle{'s' * (len(names) > 1)} ({', '.join(names[:3])}{more}). "
+        f"Pickles can run code and are never opened here. Make a safetensors file of all: `hyvideo convert {path.name} "
+        "NEW.safetensors`."
+    )
 
 
 def _stem(name: str) -> str:
@@ -102,7 +156,7 @@ def _shard_names(folder: Path, shard: re.Match[str]) -> list[str]:
     count = int(shard["count"])
     if not 1 <= count <= MAX_SHARDS:
         raise FileUnreadable(f"{shard[0]} says that it is one of {count} parts; 1 to {MAX_SHARDS} are accepted.")
-    names = [f"{shard['stem']}-{part:05}-of-{count:05}.safetensors" for part in range(1, count + 1)]
+    names = [f"{shard['stem']}-{part:05}-of-{count:05}{shard['suffix']}" for part in range(1, count + 1)]
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise FileMissing(
@@ -112,15 +166,15 @@ def _shard_names(folder: Path, shard: re.Match[str]) -> list[str]:
     return names
 
 
-def _files_of_index(index: Path) -> list[str]:
-    """The files that an index names, which must stand beside it."""
+def _files_of_index(index: Path, suffix: str) -> list[str]:
+    """The files that an index names, which must stand beside it and end so."""
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise FileUnreadable(f"{index.name} names no files (it has no weight_map). Download it again.")
     names = sorted(set(table.values()))
     for name in names:
-        if re.search(r"[/\\:\x00]", name) or not name.endswith(".safetensors"):
-            raise FileUnreadable(f"{index.name} names {name[:80]!r}, which is no .safetensors file beside it.")
+        if re.search(r"[/\\:\x00]", name) or not name.endswith(suffix):
+            raise FileUnreadable(f"{index.name} names {name[:80]!r}, which is no {suffix} file beside it.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise FileMissing(
@@ -135,7 +189,7 @@ def _files_of_index(index: Path) -> list[str]:
 def _join(folder: Path, names: list[str]) -> Header:
     shards = tuple(read_header(folder / name) for name in names)
     tensors: dict[str, TensorInfo] = {}
-    metadata = _sizes_of_config(folder)
+    metadata = sizes_of_config(folder)
     for shard in shards:
         twice = tensors.keys() & shard.tensors.keys()
         if twice:
@@ -143,10 +197,13 @@ def _join(folder: Path, names: list[str]) -> Header:
         tensors.update(shard.tensors)
         metadata = {**shard.metadata, **metadata}
     size = sum(shard.file_size for shard in shards)
-    return ShardedHeader(folder, MappingProxyType(tensors), MappingProxyType(metadata), size, shards=shards)
+    notes = tuple(dict.fromkeys(note for shard in shards for note in shard.notes))
+    return ShardedHeader(
+        folder, MappingProxyType(tensors), MappingProxyType(metadata), size, notes=notes, shards=shards
+    )
 
 
-def _sizes_of_config(folder: Path) -> dict[str, str]:
+def sizes_of_config(folder: Path) -> dict[str, str]:
     """Metadata from the config.json of a folder; empty if there is none, or none that is known."""
     path = folder / "config.json"
     if not path.is_file():

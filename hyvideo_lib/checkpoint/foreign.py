@@ -24,7 +24,10 @@ class Foreign:
     offset: int = 0
 
 
-_CONVERT = "Pickles can run code and are never opened here; use the .safetensors version of the file or convert it."
+_CONVERT = (
+    "Pickles can run code and are never opened here; use the .safetensors version of the file, or make one "
+    "with `hyvideo convert`."
+)
 _DOWNLOAD = "Download the file itself again (a model is gigabytes, not a page of text)."
 
 FOREIGN = (

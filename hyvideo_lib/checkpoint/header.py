@@ -45,13 +45,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: the tensors in the file's order of names, its metadata as text, the file's length in bytes."""
+    """A checked header: the tensors in the file's order of names, its metadata as text, the file's length in bytes.
+
+    notes: sentences on what was read past.
+    """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     file_size: int
     format: str = "safetensors"  # or "gguf"
+    notes: tuple[str, ...] = ()
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a tensor, or None if the file has no such tensor."""
@@ -114,9 +118,14 @@ def align(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
+def most_parts(file_size: int) -> int:
+    """Parts that the header of a file of so many bytes may have."""
+    return FREE_PARTS + file_size // BYTES_PER_PART
+
+
 def check_parts(parts: int, what: str, file_size: int) -> None:
     """Raises ValueError for more parts than the header of a file of so many bytes has. what: their name."""
-    most = FREE_PARTS + file_size // BYTES_PER_PART
+    most = most_parts(file_size)
     require(parts <= most, f"it has {parts} {what}; in a file of {file_size} bytes {most} would be very many")
 
 

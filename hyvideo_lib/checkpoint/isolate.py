@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,17 @@ def check_torch(version: str) -> None:
         )
 
 
-def convert_in_child(source: Path, out: Path, request: Request, host: Host) -> dict[str, Any]:
-    """Have another process convert a pickle into the file `out`; the manifest.
+def convert_in_child(
+    source: Path, out: Path, request: Request, host: Host, files: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Have another process convert a pickle into the file `out`; the manifest. files: of a folder in several pickles.
 
     Raises what it reports, FileUnreadable if it takes too long, RunFailed if it ends without a word, Interrupted.
     """
-    limit = BASE_SECONDS + source.stat().st_size / BYTES_PER_SECOND
-    job = {"source": str(source.resolve()), "out": str(out.resolve()), **asdict(request)}
+    files = files or (source,)
+    limit = BASE_SECONDS + sum(path.stat().st_size for path in files) / BYTES_PER_SECOND
+    whole = {"source": str(source.resolve()), "files": [str(path.resolve()) for path in files]}
+    job = {**whole, "out": str(out.resolve()), **asdict(request)}
     package = __name__.rpartition(".checkpoint.")[0].rpartition(".")[2]
     environment = {name: value for name, value in os.environ.items() if "WEIGHTS_ONLY" not in name}
     command = [sys.executable, "-m", f"{package}.checkpoint.unpickle"]

@@ -12,13 +12,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .read import Header
+from .wrappers import Beginnings
 
 Shape = tuple[int | None, ...]  # None stands for any size
+MAX_MODELS = 16
+"""In one file, that are looked for."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One row. `markers` are beginnings of names, after one of `prefixes`; "a|b" is either of two.
+    """One row. `markers` are beginnings of names, "a|b" is either of two; `prefixes` what may stand before them, the
+    likeliest first, although any other may too.
 
     variant: which model of the kind, where the row alone tells. absent: beginnings that must not occur. shapes: tensors
     and the shapes they must have. refusal: why a file of this row cannot be used, and what to use; empty if it can.
@@ -43,15 +47,33 @@ class Match:
     layout: Layout
     prefix: str
 
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Beginnings of names, prefix included, below which all is this model's own, or is said to be ignored."""
+        words = {beginning.partition(".")[0] for marker in self.layout.markers for beginning in marker.split("|")}
+        return tuple(self.prefix + root for root in (*(f"{word}." for word in words), *self.layout.ignored))
 
-def first_match(header: Header, rows: Iterable[Layout]) -> Match | None:
-    """The first row that fits, with the first of its prefixes that does."""
+
+def all_matches(header: Header, rows: Iterable[Layout]) -> list[Match]:
+    """Every model of a header: the rows that fit, in their order, each behind a prefix where no row before it does.
+
+    The prefixes of a row are tried first, then whatever stands before its first marker.
+    """
     names = sorted(header.tensors)
+    beginnings = Beginnings(names)
+    matches: list[Match] = []
     for row in rows:
-        for prefix in row.prefixes:
-            if _fits(row, prefix, names, header):
-                return Match(row, prefix)
-    return None
+        for prefix in dict.fromkeys((*row.prefixes, *beginnings.prefixes(row.markers[0]))):
+            if not _is_taken(prefix, matches) and _fits(row, prefix, names, header):
+                matches.append(Match(row, prefix))
+                if len(matches) == MAX_MODELS:
+                    return matches
+    return matches
+
+
+def _is_taken(prefix: str, matches: Iterable[Match]) -> bool:
+    """Whether what stands behind a prefix belongs to a model that was found already."""
+    return any(prefix == match.prefix or prefix.startswith(match.roots) for match in matches)
 
 
 def _fits(row: Layout, prefix: str, names: Sequence[str], header: Header) -> bool:

@@ -35,15 +35,17 @@ from .header import (
     check_name,
     check_parts,
     check_shape,
+    most_parts,
     open_file,
     require,
 )
+from .header_text import as_metadata, read_text, structure_of
 
 __all__ = ["Header", "TensorInfo", "map_tensors", "read_header", "stored_as"]
 
 logger = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES = 25_000_000  # a 13B transformer's header has about 0.1 MB, a LoRA's with its history a few
+MAX_HEADER_BYTES = 100_000_000  # of safetensors itself; a 13B transformer's has 0.1 MB, a LoRA's with its history more
 LENGTH_BYTES = 8
 _LINUX_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has the name since 3.13 only
 
@@ -85,10 +87,10 @@ def read_header(path: str | Path) -> Header:
             file.seek(0)
             return read_gguf_header(file, path, file_size)
         file.seek(0)
-        text, data_start = _read_header_text(file, path, file_size)
-    tensors, metadata = _parse(text, path, data_start, file_size)
+        text, data_start, told = _read_header_text(file, path, file_size)
+    tensors, metadata, notes = _parse(text, path, data_start, file_size)
     check_layout(tensors, path, data_start, file_size, "safetensors")
-    return Header(path, MappingProxyType(tensors), MappingProxyType(metadata), file_size)
+    return Header(path, MappingProxyType(tensors), MappingProxyType(metadata), file_size, notes=(*told, *notes))
 
 
 def map_tensors(header: Header) -> dict[str, torch.Tensor]:
@@ -171,8 +173,8 @@ def _map(file: BinaryIO) -> torch.Tensor:
     return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
-def _read_header_text(file: BinaryIO, path: Path, file_size: int) -> tuple[str, int]:
-    """The JSON part of the header and where it ends, after checking that this is a safetensors file at all."""
+def _read_header_text(file: BinaryIO, path: Path, file_size: int) -> tuple[str, int, tuple[str, ...]]:
+    """The JSON part of the header, where it ends, and notes, after checking that this is a safetensors file at all."""
     head = file.read(HEAD_BYTES)
     length = int.from_bytes(head[:LENGTH_BYTES], "little")
     begins_json = head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
@@ -185,9 +187,10 @@ def _read_header_text(file: BinaryIO, path: Path, file_size: int) -> tuple[str, 
         )
     file.seek(LENGTH_BYTES)
     try:
-        return file.read(length).decode("utf-8"), LENGTH_BYTES + length  # only one copy stays; it may be megabytes
-    except UnicodeDecodeError as error:
+        text, notes = read_text(file, length)
+    except ValueError as error:  # among them UnicodeDecodeError
         raise _damaged(path, str(error)) from error
+    return text, LENGTH_BYTES + length, notes
 
 
 def _not_safetensors(head: bytes, path: Path, file_size: int) -> Exception:
@@ -205,21 +208,30 @@ def _not_safetensors(head: bytes, path: Path, file_size: int) -> Exception:
     )
 
 
-def _parse(text: str, path: Path, data_start: int, file_size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _parse(
+    text: str, path: Path, data_start: int, file_size: int
+) -> tuple[dict[str, TensorInfo], dict[str, str], tuple[str, ...]]:
+    """Tensors, metadata, and notes on the metadata."""
     try:
         count = text.count('"data_offsets"')
         require(count <= MAX_TENSORS, f"it describes {count} tensors, no known model has over {MAX_TENSORS}")
-        check_parts(sum(text.count(mark) for mark in ",[{"), "commas and brackets", file_size)
+        check_parts(_count_marks(text, file_size), "commas and brackets", file_size)
         entries = json.loads(text, object_pairs_hook=_unique_keys)
-        metadata = entries.pop("__metadata__", {})
-        require(isinstance(metadata, dict), "its metadata is not a table")
-        require(all(isinstance(value, str) for value in metadata.values()), "its metadata holds more than text")
+        metadata, notes = as_metadata(entries.pop("__metadata__", {}))
         tensors = {name: _parse_tensor(name, entry, data_start) for name, entry in entries.items()}
     except UnsupportedFile as error:
         raise UnsupportedFile(f"{path.name}: {error}") from error
     except (ValueError, RecursionError) as error:  # JSON and our own complaints are all ValueErrors
         raise _damaged(path, "it is nested too deeply" if isinstance(error, RecursionError) else str(error)) from error
-    return tensors, metadata
+    return tensors, metadata, notes
+
+
+def _count_marks(text: str, file_size: int) -> int:
+    """Commas and brackets of a header; those inside its strings are counted only where they do not matter."""
+    every = sum(text.count(mark) for mark in ",[{")
+    if every <= most_parts(file_size):
+        return every
+    return sum(outside.count(mark) for outside in structure_of(text) for mark in ",[{")
 
 
 def _damaged(path: Path, reason: str) -> FileUnreadable:

@@ -29,13 +29,16 @@ from .schemes import file_scheme
 from .variants import KIND_NAMES
 
 LAYOUTS = ("tencent", "comfyui", "diffusers")
-COMPONENTS = ("auto", "transformer", "vae", "any")
+COMPONENTS = ("auto", "transformer", "vae", "llm", "clip", "any")
+KIND_OF_COMPONENT = {"transformer": "transformer", "vae": "vae", "llm": "llama", "clip": "clip"}
 STORAGES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the new file should be. None keeps what the file has; component "any" keeps all names as they are.
+    """What the new file should be. None keeps what the file has.
+
+    component: which model is taken of a file that holds several; "auto" the usual one, "any" keeps everything as it is.
 
     Raises InvalidSetting.
     """
@@ -95,17 +98,25 @@ def plan_conversion(file: Opened, request: Request, scale_map: Opened | None = N
     elif request.layout:
         what = KIND_NAMES[findings.kind] if findings else "this file"
         raise InvalidSetting(f"There is only one layout of {what} here; leave the layout out.")
+    elif findings and request.component != "auto":
+        taken = {bare: file.tensors[info.name] for bare, info in findings.file_header.tensors.items()}
+        pieces = tuple(_as_they_are(findings.file_header, taken, request.dtype))
     else:
         pieces = tuple(_as_they_are(header, file.tensors, request.dtype))
     is_kept = header.format == "safetensors"
+    told = findings.file_header if findings and (is_rewritten or request.component != "auto") else header
     unkept = (SCHEME_METADATA,) if is_rewritten else ()  # elsewhere all that it describes stays as it was
-    metadata = {key: value for key, value in header.metadata.items() if is_kept and key not in unkept}
+    metadata = {key: value for key, value in told.metadata.items() if is_kept and key not in unkept}
     return Plan(pieces, metadata, _manifest(header, findings, request, pieces))
 
 
 def _manifest(header: Header, findings: Findings | None, request: Request, pieces: tuple[Piece, ...]) -> dict[str, Any]:
     prefix = findings.match.prefix if findings and findings.match else ""
-    used = {prefix + source for piece in pieces for source in piece.sources}
+
+    def own(source: str) -> str:
+        return source if findings is None or source in header.tensors else findings.name_in_file(source)
+
+    used = {own(source) for piece in pieces for source in piece.sources}
     return {
         "from": {
             "file": header.path.name,
@@ -119,11 +130,12 @@ def _manifest(header: Header, findings: Findings | None, request: Request, piece
         "num_changed": sum(bool(piece.changes) for piece in pieces),
         "num_bytes": sum(piece.num_bytes for piece in pieces),
         "dropped": sorted(header.tensors.keys() - used),
+        "notes": [*header.notes, *(findings.notes if findings else ())],
         "tensors": [
             {
                 "name": piece.name,
                 "dtype": str(piece.dtype).removeprefix("torch."),
-                "from": [prefix + source for source in piece.sources],
+                "from": [own(source) for source in piece.sources],
                 "from_dtype": piece.stored_as,
                 "changes": list(piece.changes),
             }
@@ -137,15 +149,16 @@ def _recognise(header: Header, request: Request) -> Findings | None:
     is_map = header.tensors and all(is_scale(info) and "_blocks." in name for name, info in header.tensors.items())
     if is_map or request.component == "any":
         return None
-    findings = examine(header)
+    kind = KIND_OF_COMPONENT.get(request.component)
+    findings = examine(header, kinds=(kind,) if kind else ())
     if findings.match is None or findings.reason:
         raise UnsupportedFile(
             f"{header.path.name} cannot be converted as a model. {findings.reason} With --component any its tensors "
             "are written as they are."
         )
-    if request.component not in ("auto", findings.kind):
+    if kind and findings.kind != kind:
         raise WrongKind(
-            f"{header.path.name} is {KIND_NAMES[findings.kind]}, but {KIND_NAMES[request.component]} was asked for. "
+            f"{header.path.name} is {KIND_NAMES[findings.kind]}, but {KIND_NAMES[kind]} was asked for. "
             "Leave --component out, or give another file."
         )
     return findings
@@ -168,10 +181,9 @@ class _Rewriter:
     def __init__(
         self, findings: Findings, tensors: Mapping[str, Tensor], request: Request, scales: Mapping[str, Tensor]
     ) -> None:
-        prefix = findings.match.prefix if findings.match else ""
         self.findings, self.scales, self.dtype = findings, scales, request.dtype
         self.header = findings.file_header
-        self.file = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        self.file = {bare: tensors[info.name] for bare, info in self.header.tensors.items()}
         self.layout = request.layout or findings.layout
         if findings.kind == "vae" and self.layout == "diffusers":
             self.layout = "tencent"  # its names are the same

@@ -23,6 +23,7 @@ METADATA_KEY = "hyvideo.config"
 MAX_DIM = 2**20  # the largest real one is a vocabulary of 128,320; more is a damaged file
 MAX_BLOCKS = 256  # the largest known model has 60 in a row; what thousands would hold takes minutes to work out
 RELEASED_HEAD_DIM, RELEASED_ROPE_AXES = 128, (16, 56, 56)
+MAX_CONFIG = 100_000  # characters of that entry
 VAE_LEVELS = 4
 LLAMA_HEAD_DIM = 128
 CLIP_HEAD_DIM = 64
@@ -64,13 +65,16 @@ def vae_config_from_header(header: Header) -> VAEConfig | TinyVAEConfig:
     if "decoder.1.weight" in header.tensors:
         return _tiny_vae_config(header)
     given = _metadata_config(header, norm_groups=_is_size, scaling=_is_positive)
-    first, second, third, last = (
-        _dims(header, f"encoder.down_blocks.{level}.resnets.0.conv1.conv.weight", 5)[0] for level in range(VAE_LEVELS)
-    )
+    has_encoder = any(name.startswith("encoder.") for name in header.tensors)
+    blocks = "encoder.down_blocks" if has_encoder else "decoder.up_blocks"
+    widths = [_dims(header, f"{blocks}.{level}.resnets.0.conv1.conv.weight", 5)[0] for level in range(VAE_LEVELS)]
+    layers = _count(header, re.escape(blocks) + r"\.0\.resnets\.(\d+)\.")
+    first, second, third, last = widths if has_encoder else reversed(widths)
     return VAEConfig(
         block_channels=(first, second, third, last),
-        layers_per_block=_count(header, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        layers_per_block=layers if has_encoder else layers - 1,  # the decoder has one more
         latent_channels=_dims(header, "post_quant_conv.weight", 5)[0],
+        has_encoder=has_encoder,
         **given,
     )
 
@@ -143,6 +147,8 @@ def _metadata_config(header: Header, **fields: Callable[[Any], bool]) -> dict[st
     text = header.metadata.get(METADATA_KEY)
     if text is None:
         return {}
+    if len(text) > MAX_CONFIG:
+        raise FileUnreadable(f"The metadata entry {METADATA_KEY!r} has {len(text)} characters; {MAX_CONFIG} are read.")
     try:
         given = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,15 +22,14 @@ from torch import Tensor
 from ..atomic import is_disk_full
 from ..errors import FileUnreadable, HyvError, UnsupportedFile
 from ..host import HeadlessHost
+from .folder import sizes_of_config
 from .header import MAX_NAME, MAX_TENSORS, Header, TensorInfo
 from .isolate import check_pickle
-from .rewrite import Opened, Request, plan_conversion
+from .nesting import find_weights
+from .rewrite import KIND_OF_COMPONENT, Opened, Request, plan_conversion
 from .scale_map import MAP_ENDING
 from .write import CODES, write_safetensors
 
-WRAPPERS = ("module", "ema", "state_dict", "model")
-"""Keys under which training programs keep the weights, the one that is taken first."""
-MAX_DEPTH = 4
 FREE_BYTES = 2**30
 """Memory that building the tables around the tensors may take, beyond the file itself, which is mapped."""
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,200})")
@@ -39,8 +39,9 @@ def main() -> None:
     """Do the job that stdin describes; the last line of stdout is what came of it."""
     job = json.loads(sys.stdin.readline())
     source, out = Path(job.pop("source")), Path(job.pop("out"))
+    files = [Path(name) for name in job.pop("files")]
     try:
-        report: dict[str, Any] = {"manifest": _convert(source, out, Request(**job))}
+        report: dict[str, Any] = {"manifest": _convert(source, files, out, Request(**job))}
     except HyvError as error:
         report = {"error": {"code": error.code, "message": str(error)}}
     except MemoryError:
@@ -51,8 +52,9 @@ def main() -> None:
     sys.stdout.write("\n" + json.dumps(report) + "\n")
 
 
-def _convert(source: Path, out: Path, request: Request) -> dict[str, Any]:
-    opened, facts = open_pickle(source)
+def _convert(source: Path, files: list[Path], out: Path, request: Request) -> dict[str, Any]:
+    kind = KIND_OF_COMPONENT.get(request.component)
+    opened, facts = open_pickle(source, kind) if files == [source] else open_pickles(source, files)
     beside = source.with_name(f"{source.stem}{MAP_ENDING}{source.suffix}")
     scale_map = None
     if beside.is_file():
@@ -63,23 +65,36 @@ def _convert(source: Path, out: Path, request: Request) -> dict[str, Any]:
     return {**plan.manifest, **facts}
 
 
-def open_pickle(path: Path) -> tuple[Opened, dict[str, Any]]:
-    """The tensors of a pickle, and what was unwrapped and left out. Raises UnsupportedFile, FileUnreadable."""
+def open_pickle(path: Path, kind: str | None = None) -> tuple[Opened, dict[str, Any]]:
+    """The tensors of a pickle, and what was unwrapped and left out. kind: of the model that is meant, if it is said.
+
+    Raises UnsupportedFile, FileUnreadable.
+    """
     loaded = _load(path)
-    wrappers: list[str] = []
-    while isinstance(loaded, Mapping) and len(wrappers) < MAX_DEPTH:
-        inner = next((name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
-        if inner is None:
-            break
-        wrappers.append(inner)
-        loaded = loaded[inner]
     if not isinstance(loaded, Mapping):
         raise UnsupportedFile(f"{path.name} holds a {type(loaded).__name__}, not a table of named tensors.")
-    tensors = {name: value.detach() for name, value in loaded.items() if _is_named_tensor(name, value)}
-    if not tensors:
-        raise UnsupportedFile(f"{path.name} holds no tensors. Give the file that has the weights.")
-    ignored = sorted(str(name)[:MAX_NAME] for name in loaded if name not in tensors)
-    return Opened(_header(path, tensors), tensors), {"wrappers": wrappers, "ignored": ignored}
+    weights = find_weights(loaded, path, kind)
+    tensors = {name: tensor.detach() for name, tensor in weights.tensors.items()}
+    facts = {"wrappers": list(weights.wrappers), "ignored": list(weights.ignored)}
+    return Opened(_header(path, tensors, path.stat().st_size), tensors), facts
+
+
+def open_pickles(folder: Path, files: Sequence[Path]) -> tuple[Opened, dict[str, Any]]:
+    """The tensors of a checkpoint in several pickles together, as those of a folder. Raises as `open_pickle`."""
+    tensors: dict[str, Tensor] = {}
+    wrappers: dict[str, None] = {}
+    ignored: set[str] = set()
+    for path in files:
+        opened, facts = open_pickle(path)
+        twice = tensors.keys() & opened.tensors.keys()
+        if twice:
+            raise FileUnreadable(f"{path.name} repeats {min(twice)!r} of another part. Download the parts again.")
+        tensors |= opened.tensors
+        wrappers |= dict.fromkeys(facts["wrappers"])
+        ignored |= set(facts["ignored"])
+    header = _header(folder, tensors, sum(path.stat().st_size for path in files))
+    header = replace(header, metadata=MappingProxyType(sizes_of_config(folder)))
+    return Opened(header, tensors), {"wrappers": list(wrappers), "ignored": sorted(ignored)}
 
 
 def _load(path: Path) -> Any:
@@ -126,14 +141,10 @@ def memory_limit(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _is_named_tensor(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
-
-
-def _header(path: Path, tensors: Mapping[str, Tensor]) -> Header:
+def _header(path: Path, tensors: Mapping[str, Tensor], size: int) -> Header:
     """What a safetensors header would say of the tensors. Raises UnsupportedFile for those that it has no words for."""
     infos: dict[str, TensorInfo] = {}
-    position, size = 0, path.stat().st_size
+    position = 0
     for name, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         if len(name) > MAX_NAME or not name.isprintable():

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from .known_others import TEXT_ROWS, VAE_ROWS
 from .known_strangers import STRANGERS
 from .known_transformers import ROWS
-from .layout import Layout, Match, first_match
+from .layout import Layout, Match
+from .parts import find_parts
 from .read import Header
 
 LAYOUTS = (*ROWS, *STRANGERS, *VAE_ROWS, *TEXT_ROWS)
@@ -70,7 +71,8 @@ _TWICE_AND_MASK = ("i2v_latent_concat",)
 
 def match_layout(header: Header) -> Match | None:
     """The first row of the table that fits a header, and the prefix that its names carry."""
-    return first_match(header, LAYOUTS)
+    parts = find_parts(header, LAYOUTS)
+    return parts[0].match if parts else None
 
 
 def possible_variants(in_channels: int, out_channels: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from .report import Console
 
 SUMMARY = "Write a model file, or a pickle (.pt, .ckpt, .bin), as safetensors."
 LAYOUTS = ("tencent", "comfyui", "diffusers")
-COMPONENTS = ("auto", "transformer", "vae", "any")
+COMPONENTS = ("auto", "transformer", "vae", "llm", "clip", "any")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
         "process of their own, where they can make tensors and nothing else. The scale map of Tencent's fp8 "
         "file goes into the new file if it lies beside the old one."
     )
-    parser.add_argument("source", type=Path, metavar="IN", help="a file, or a folder or an index of shards")
+    parser.add_argument("source", type=Path, metavar="IN", help="a file, or a folder or an index of parts")
     parser.add_argument("target", type=Path, metavar="OUT", help="the new file, which ends in .safetensors")
     parser.add_argument("--layout", metavar="NAME", help=f"{', '.join(LAYOUTS)} (default: as in the file)")
     parser.add_argument(
@@ -37,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
         "--component",
         default="auto",
         metavar="NAME",
-        help=f"what the file must be: {', '.join(COMPONENTS)}; any keeps all names as they are (default: auto)",
+        help=f"which model of the file: {', '.join(COMPONENTS)}; any keeps everything as it is (default: auto)",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
@@ -82,6 +82,12 @@ def _text(target: Path, manifest_path: Path, manifest: Mapping[str, Any]) -> str
         f"{target}: {manifest['num_tensors']} tensors, {size:.3f} GB, from {old['file']} ({what})",
         f"  {manifest['num_changed']} of them changed; which and how is in {manifest_path.name}",
     ]
+    if manifest["notes"]:
+        lines += [f"  {note}" for note in manifest["notes"]]
+    if manifest.get("ignored"):
+        lines.append(
+            f"  no weights, ignored: {', '.join(manifest['ignored'][:10])} ({len(manifest['ignored'])} in all)"
+        )
     if manifest["dropped"]:
         lines.append(f"  left out: {', '.join(manifest['dropped'][:10])} ({len(manifest['dropped'])} in all)")
     return "\n".join(lines)

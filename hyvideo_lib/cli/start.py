@@ -66,15 +66,17 @@ def check_start(start: Start, request: GenerateRequest, reports: Mapping[str, Fi
     Raises InvalidSize, InvalidFrames, InvalidSetting.
     """
     from ..pipeline import check_latents
+    from ..pipeline.files import encodes
 
     vae = reports.get("vae")
     if start.latents is not None:
         channels = (vae.config or {})["latent_channels"] if vae else start.latents.shape[1]
         check_latents(start.latents, request, channels)
-    if start.video is not None and vae and vae.variant == "taehv":
+    if start.video is not None and vae and not encodes(vae):
+        only = "only decodes previews" if vae.variant == "taehv" else "has only a decoder"
         raise InvalidSetting(
-            f"--input-video needs a VAE that encodes, and {Path(vae.path).name} only decodes previews. Give "
-            "HunyuanVideo's own as --vae, or begin with latents (--input-latents)."
+            f"--input-video needs a VAE that encodes, and {Path(vae.path).name} {only}. Give HunyuanVideo's own, "
+            "encoder and decoder, as --vae, or begin with latents (--input-latents)."
         )
 
 

@@ -84,7 +84,7 @@ def merge_lora(
     if storage is not None and storage not in STORAGES:
         raise InvalidSetting(f"The storage is {storage!r}, but must be one of {', '.join(STORAGES)}.")
     header = open_header(Path(source))
-    findings = examine(header)
+    findings = examine(header, kinds=("transformer",))
     _check_base(findings)
     use = LoraUse(read_lora(lora, findings.config), strength, blocks)
     idle = use.idle_reason()

@@ -16,7 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..checkpoint.assemble import assemble, part_name
+from ..checkpoint.assemble import part_name
+from ..checkpoint.descriptions import own_contents
 from ..checkpoint.examine import Findings
 from ..checkpoint.keymaps import COMPANIONS, Source, apply_operation, part_rows, undo_operation
 from ..checkpoint.lora_layers import layer_sizes
@@ -24,7 +25,7 @@ from ..checkpoint.pieces import Piece, piece_of
 from ..errors import UnsupportedFile
 from ..quant import FP8_DTYPES, cast_fp8, quantize_fp8
 from ..quant.comfy_quant import METADATA_KEY
-from ..quant.schemes import StoredTensors, unpack
+from ..quant.schemes import unpack
 from ..quant.stored import StoredWeight
 from .update import Weighted, add_bias_updates, add_updates
 
@@ -80,10 +81,8 @@ class Merger:
     loss: Loss = field(default_factory=Loss)
 
     def __post_init__(self) -> None:
-        match = self.findings.match
-        self._prefix = match.prefix if match else ""
         self._places = {
-            self._prefix + source.name: (ours, source)
+            self.findings.name_in_file(source.name): (ours, source)
             for ours, sources in self.findings.sources.items()
             for source in sources
         }
@@ -107,7 +106,7 @@ class Merger:
         if text is None:
             return kept
         table = json.loads(text)
-        gone = {name for module in self._restored() for name in (module, module.removeprefix(self._prefix))}
+        gone = {name for module in self._restored() for name in module}
         table["layers"] = {layer: entry for layer, entry in table["layers"].items() if layer not in gone}
         if table["layers"]:
             kept[METADATA_KEY] = json.dumps(table)
@@ -115,13 +114,13 @@ class Merger:
             del kept[METADATA_KEY]
         return kept
 
-    def _restored(self) -> list[str]:
-        """The file's modules whose weights are stored in another form than before."""
+    def _restored(self) -> list[tuple[str, str]]:
+        """The modules whose weights are stored in another form than before: as the file calls them, and bare."""
         modules = []
         for name in self.tensors:
             part = self._part(name)
             if part is not None and part.leaf == "weight" and not self._keeps_scale(name):
-                modules.append(name.rpartition(".")[0])
+                modules.append((name.rpartition(".")[0], part.source.name.rpartition(".")[0]))
         return modules
 
     def _changed(self, name: str, part: Part) -> dict[str, Piece | None]:
@@ -197,12 +196,8 @@ class Merger:
 
     def _unpack(self) -> Mapping[str, StoredWeight]:
         """Weights that their numbers alone do not tell, by the names of their layers (and parts)."""
-        prefix = self._prefix
-        bare = {name.removeprefix(prefix): each for name, each in self.tensors.items() if name.startswith(prefix)}
-        header = self.findings.header
-        dtypes = {name: info.dtype for name, info in header.tensors.items()}
-        contents = StoredTensors(assemble(bare, self.findings.sources), dtypes, self.findings.file_header.metadata)
-        return unpack(self.findings.quantization, contents).stored
+        bare = {name: self.tensors[info.name] for name, info in self.findings.file_header.tensors.items()}
+        return unpack(self.findings.quantization, own_contents(self.findings, bare)).stored
 
     def _dense(self, ours: str, source: Source) -> Tensor:
         """A tensor's numbers in our order, float32."""
@@ -210,7 +205,7 @@ class Merger:
         stored = self._stored.get(part_name(layer, source)) if leaf == "weight" else None
         if stored is not None:
             return stored.dense(torch.float32)
-        return apply_operation(source.operation, self.tensors[self._prefix + source.name].float())
+        return apply_operation(source.operation, self.tensors[self.findings.name_in_file(source.name)].float())
 
     def _base(self, layer: str, first: int, last: int) -> Tensor:
         """Rows first..last of a layer's stored weight as a matrix, float32."""

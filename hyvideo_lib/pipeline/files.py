@@ -76,8 +76,8 @@ def check_file(role: str, path: Path, variant: str | None = None) -> FileReport:
 
     variant: what the user says a transformer is; the report says so where its tensors contradict.
     """
-    report = inspect_file(path, variant)
     kind = KIND_OF_ROLE[role]
+    report = inspect_file(path, variant, (kind,))
     if report.kind != kind and report.kind != "unknown":
         raise WrongKind(
             f"{path.name} was given as {KIND_NAMES[kind]}, but it is {KIND_NAMES[report.kind]}. "
@@ -88,13 +88,18 @@ def check_file(role: str, path: Path, variant: str | None = None) -> FileReport:
     return report
 
 
+def encodes(vae: FileReport) -> bool:
+    """Whether a VAE that is reported on turns frames into latents; a tiny one, or a decoder alone, does not."""
+    return bool((vae.config or {}).get("has_encoder", False))
+
+
 def check_tokenizers(files: Files, template: PromptTemplate) -> None:
     """Find both tokenizers and hold them to their encoders: seconds at most, where loading the encoders takes longer.
 
     Raises FileMissing, FileUnreadable, UnsupportedFile, InvalidTemplate, MissingPackage.
     """
-    check_tokenizer(files.llm, files.llm_tokenizer, template)
-    check_tokenizer(files.clip, files.clip_tokenizer, template)
+    check_tokenizer(files.llm, files.llm_tokenizer, template, KIND_OF_ROLE["llm"])
+    check_tokenizer(files.clip, files.clip_tokenizer, template, KIND_OF_ROLE["clip"])
 
 
 def vae_scaling(path: Path) -> float:

@@ -15,7 +15,6 @@ from ..memory.machine import Machine
 from ..memory.plan import PROCESS_BYTES, StagePlan, Way, Weights, block_flops, plan_stage
 from ..transformer import HunyuanVideoTransformer, LeanConfig
 from ..vae import CausalVideoVAE, Tiles, TinyVAE
-from ..vae.tiny import ONLY_DECODES
 from .files import PlannedFiles
 from .ladder import describe_lean
 from .loras import load_loras
@@ -175,9 +174,9 @@ def _plan_vae(
     device: torch.device,
     terms: Terms,
 ) -> StagePlan:
-    """name: "encode" or "decode". Raises InvalidSetting for a tiny VAE, which does not encode."""
-    if name == "encode" and isinstance(vae, TinyVAE):
-        raise InvalidSetting(ONLY_DECODES)
+    """name: "encode" or "decode". Raises InvalidSetting for a VAE that does not encode."""
+    if name == "encode" and vae.cannot_encode:
+        raise InvalidSetting(vae.cannot_encode)
     weights = Weights(sum(parameter.nbytes for parameter in vae.parameters()))
     work = VAEWork.of(vae, request.frames, request.height, request.width, device, name == "encode")
     free = machine.gpu_free

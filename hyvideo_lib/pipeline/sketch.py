@@ -21,7 +21,7 @@ from ..quant import install, restore, use_product
 from ..text import ClipEncoderConfig, LlamaEncoderConfig
 from ..transformer import HunyuanVideoTransformer, TransformerConfig
 from ..vae import CausalVideoVAE, TinyVAE, VAEConfig
-from .files import check_file
+from .files import KIND_OF_ROLE, check_file
 from .precision import Precision
 
 RELEASED = TransformerConfig(16, 16, 3072, 24, 20, 40)
@@ -77,11 +77,11 @@ def sketch_text(role: str, path: Path | None, precision: Precision) -> TextSketc
     stored: torch.dtype | None
     if path is None:
         config, stored = RELEASED_TEXT[role], torch.float16
-        shapes = BLUEPRINTS["llama" if role == "llm" else "clip"].contents(config).needed
+        shapes = BLUEPRINTS[KIND_OF_ROLE[role]].contents(config).needed
         sizes = {name: torch.float16.itemsize * torch.Size(shape).numel() for name, shape in shapes.items()}
     else:
         check_file(role, path)
-        findings = examine(with_text_sizes(open_header(path)))
+        findings = examine(with_text_sizes(open_header(path)), kinds=(KIND_OF_ROLE[role],))
         config, sizes, stored = findings.config, _sizes(findings), _main_stored(findings)
     compute = precision.text_dtype or (stored if stored in (torch.float32, torch.float16) else torch.bfloat16)
     blocks: dict[int, int] = {}
@@ -108,7 +108,7 @@ def is_mapped(path: Path | None, precision: Precision) -> bool:
     """Whether a transformer's weights stay in their file: they are in another storage than it only if that is asked."""
     if precision.storage_dtype is None:
         return True
-    stored = RELEASED_DTYPE if path is None else _main_stored(examine(open_header(path)))
+    stored = RELEASED_DTYPE if path is None else _main_stored(examine(open_header(path), kinds=("transformer",)))
     return stored == precision.storage_dtype
 
 

@@ -60,7 +60,8 @@ class TextStage:
         self._host = host
         with clock.stage("load_text"):
             load = partial(load_text_encoder, compute_dtype=precision.text_dtype)
-            llm, clip = load(files.llm, files.llm_tokenizer), load(files.clip, files.clip_tokenizer)
+            llm = load(files.llm, files.llm_tokenizer, kind="llama")
+            clip = load(files.clip, files.clip_tokenizer, kind="clip")
         if not isinstance(llm, LlamaTextEncoder) or not isinstance(clip, ClipTextEncoder):
             raise WrongKind("The files of the language model and of the CLIP encoder are interchanged.")
         self._encoders = llm, clip

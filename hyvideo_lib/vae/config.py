@@ -18,6 +18,7 @@ class VAEConfig:
     """Sizes of the VAE; the defaults are the released model's.
 
     block_channels: channels per level, outermost first. scaling: what latents are multiplied by for the transformer.
+    has_encoder: False for one that only decodes.
     """
 
     block_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
@@ -25,6 +26,7 @@ class VAEConfig:
     norm_groups: int = 32
     latent_channels: int = 16
     scaling: float = 0.476986
+    has_encoder: bool = True
 
     def __post_init__(self) -> None:
         if len(self.block_channels) != len(STRIDES) + 1:

@@ -23,6 +23,11 @@ from .norms import TileNorm, note_statistics, using
 from .posterior import DiagonalGaussian
 from .tiling import T_AXIS, Axis, TileFn, Tiles, join, shrink, tile_space, time_spans
 
+NO_ENCODER = (
+    "This VAE's file has only a decoder, so it cannot turn a video into latents. Load a VAE that has an encoder too to "
+    "start from a video."
+)
+
 
 def flat(blocks: nn.ModuleList) -> Iterator[nn.Module]:
     """The layers of all blocks, to be called one by one: a block called whole would keep its input alive to its end."""
@@ -84,10 +89,17 @@ class CausalVideoVAE(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        if config.has_encoder:
+            self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv3d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        if config.has_encoder:
+            self.quant_conv = nn.Conv3d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv3d(config.latent_channels, config.latent_channels, 1)
+
+    @property
+    def cannot_encode(self) -> str:
+        """Why it takes no video, in a sentence; empty if it does."""
+        return "" if self.config.has_encoder else NO_ENCODER
 
     def moments(self, video: Tensor) -> Tensor:
         """Mean and log variance [B, 2C, T, H, W] of a whole video: one pass, gradients allowed."""
@@ -103,9 +115,11 @@ class CausalVideoVAE(nn.Module):
 
         F is 4k + 1, H and W multiples of 8. tiles=None is untiled; Tiles() is the reference. An image is one frame.
         The video may be on the CPU, whatever the VAE is on: tiles come over one by one.
-        Raises InvalidSetting, InvalidFrames, InvalidSize, or what host raises when the user cancels (asked before every
-        tile).
+        Raises InvalidSetting (also for a VAE without an encoder), InvalidFrames, InvalidSize, or what host raises when
+        the user cancels (asked before every tile).
         """
+        if self.cannot_encode:
+            raise InvalidSetting(self.cannot_encode)
         if video.ndim != 5 or video.shape[1] != 3:
             raise InvalidSetting(f"The video is {list(video.shape)}, but must be [B, 3, F, H, W].")
         check_frames(video.shape[2])
@@ -128,7 +142,7 @@ class CausalVideoVAE(nn.Module):
         tiles and host as in `encode`. The dtype is the VAE's. Raises InvalidSetting for latents of another shape.
         """
         self._check_latents(latents)
-        return self._map(latents.to(self.quant_conv.weight), self.pixels, _decoding_cuts(tiles), host)
+        return self._map(latents.to(self.post_quant_conv.weight), self.pixels, _decoding_cuts(tiles), host)
 
     @torch.no_grad()
     def decode_spans(
@@ -142,7 +156,7 @@ class CausalVideoVAE(nn.Module):
         self._check_latents(latents)
         if latents.shape[0] != 1:
             raise InvalidSetting(f"Latents are {list(latents.shape)}, but spans are of one video: [1, C, T, H, W].")
-        latents, cuts = latents.to(self.quant_conv.weight), _decoding_cuts(tiles)
+        latents, cuts = latents.to(self.post_quant_conv.weight), _decoding_cuts(tiles)
         yield from self._spans(latents, self.pixels, self._span_fn(latents, self.pixels, cuts, host), cuts)
 
     def _check_latents(self, latents: Tensor) -> None:

@@ -42,6 +42,8 @@ class TinyVAEConfig:
     latent_channels: int = 16
     scaling: float = 0.476986
 
+    has_encoder = False
+
     @property
     def block_channels(self) -> tuple[int, ...]:
         """As a VAEConfig has them, outermost first: what memory is estimated from."""
@@ -100,6 +102,8 @@ class TinyVAE(nn.Module):
             nn.ReLU(),
             _conv(d, 3),
         )
+
+    cannot_encode = ONLY_DECODES
 
     def encode(self, video: Tensor, tiles: Tiles | None = None, host: Host | None = None) -> DiagonalGaussian:
         """Raises InvalidSetting: see the module's text."""

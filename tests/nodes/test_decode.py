@@ -296,6 +296,18 @@ def test_a_tiny_vae_encodes_nothing(pack, tiny):
         run(pack.nodes.latents.EncodeVideo, vae=tiny, frames=torch.zeros(1, 32, 32, 3))
 
 
+def test_a_vae_without_an_encoder_decodes_and_says_at_once_that_it_does_not_encode(pack, folder, latents, monkeypatch):
+    weights = load_file(pack.hyvideo_lib.demo.assets.VAE)
+    decoder = {name: tensor for name, tensor in weights.items() if name.startswith(("decoder.", "post_quant_conv."))}
+    save_file(decoder, folder("models/vae") / "d.safetensors", {"hyvideo.config": '{"norm_groups": 4}'})
+    vae = run(pack.nodes.load.LoadVAE, file="d.safetensors")[0]
+    (frames,) = run(pack.nodes.decode.Decode, vae=vae, latents=latents)
+    assert torch.equal(frames, expected(vae, latents["samples"]))
+    monkeypatch.setattr(pack.nodes.latents, "run_in_tiles", None)  # no work is begun
+    with pytest.raises(pack.hyvideo_lib.errors.InvalidSetting, match="only a decoder"):
+        run(pack.nodes.latents.EncodeVideo, vae=vae, frames=torch.zeros(1, 32, 32, 3))
+
+
 def test_a_tiny_vae_without_memory_is_told_at_once(pack, tiny, latents, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")

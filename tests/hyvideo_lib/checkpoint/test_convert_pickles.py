@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import threading
@@ -15,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hyvideo_lib.checkpoint import isolate
+from hyvideo_lib.checkpoint import inspect_file, isolate
 from hyvideo_lib.checkpoint.convert import convert_file
 from hyvideo_lib.checkpoint.isolate import check_pickle, check_torch
 from hyvideo_lib.checkpoint.rewrite import Request
-from hyvideo_lib.checkpoint.unpickle import FREE_BYTES, open_pickle
+from hyvideo_lib.checkpoint.unpickle import FREE_BYTES, open_pickle, open_pickles
 from hyvideo_lib.errors import (
+    FileMissing,
     FileUnreadable,
     Interrupted,
     UnsupportedFile,
@@ -241,3 +243,72 @@ def test_a_child_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(FileUnreadable, match="not read in the time"):
         convert_file(tmp_path / "old.pt", tmp_path / "new.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.pt"]
+
+
+# Folders of pickles
+
+
+def save_parts(folder: Path, weights: Weights, count: int = 2) -> Path:
+    """The weights in so many .bin files and their index, as Hugging Face's programs wrote them."""
+    folder.mkdir()
+    names = [f"pytorch_model-{part + 1:05}-of-{count:05}.bin" for part in range(count)]
+    placed = {name: names[place % count] for place, name in enumerate(weights)}
+    for file in names:
+        torch.save({name: weights[name] for name in weights if placed[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": placed}))
+    torch.save({"lr": 1}, folder / "training_args.bin")
+    return folder
+
+
+@pytest.mark.parametrize("given", ["", "pytorch_model.bin.index.json", "pytorch_model-00002-of-00002.bin"])
+def test_a_folder_of_pickles_becomes_one_file(tmp_path: Path, given: str) -> None:
+    weights = weights_of("vae_tiny")
+    folder = save_parts(tmp_path / "vae", weights)
+    (folder / "config.json").write_text(
+        json.dumps({"_class_name": "AutoencoderKLHunyuanVideo", "norm_num_groups": 4, "scaling_factor": 0.5})
+    )
+    with pytest.raises(UnsupportedFile, match="hyvideo convert"):
+        refuse(folder / given)
+    convert_file(folder / given, tmp_path / "new.safetensors")
+    assert same(load_file(tmp_path / "new.safetensors"), weights)
+    report = inspect_file(tmp_path / "new.safetensors")
+    assert report.config is not None
+    assert (report.kind, report.config["norm_groups"], report.config["scaling"]) == ("vae", 4, 0.5)
+
+
+def refuse(path: Path) -> None:
+    raise UnsupportedFile(inspect_file(path).reason)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "diffusion_pytorch_model.bin"])
+def test_a_folder_with_one_pickle_is_that_pickle(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model").mkdir()
+    torch.save(real_weights(), tmp_path / "model" / name)
+    torch.save({"lr": 1}, tmp_path / "model" / "optimizer.bin")
+    convert_file(tmp_path / "model", tmp_path / "new.safetensors")
+    assert same(load_file(tmp_path / "new.safetensors"), real_weights())
+
+
+@pytest.mark.parametrize("has_index", [False, True])
+def test_missing_parts_are_named_before_anything_is_opened(tmp_path: Path, has_index: bool) -> None:
+    folder = save_parts(tmp_path / "vae", weights_of("vae_tiny"), 3)
+    (folder / "pytorch_model-00002-of-00003.bin").unlink()
+    if not has_index:
+        (folder / "pytorch_model.bin.index.json").unlink()
+    with pytest.raises(FileMissing, match=r"pytorch_model-00002-of-00003\.bin"):
+        convert_file(folder, tmp_path / "new.safetensors")
+
+
+def test_a_part_that_runs_code_runs_none(tmp_path: Path) -> None:
+    folder = save_parts(tmp_path / "vae", weights_of("vae_tiny"))
+    torch.save({"a": RunsCode(os.system, f"touch {tmp_path / 'ran'}")}, folder / "pytorch_model-00002-of-00002.bin")
+    with pytest.raises(UnsupportedFile, match="could run code"):
+        convert_file(folder, tmp_path / "new.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vae"]
+
+
+def test_parts_that_repeat_a_tensor_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "1.bin")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "2.bin")
+    with pytest.raises(FileUnreadable, match="repeats 'a'"):
+        open_pickles(tmp_path, [tmp_path / "1.bin", tmp_path / "2.bin"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hyvideo_lib.demo import assets
 from hyvideo_lib.pipeline import save_latents
@@ -50,10 +50,13 @@ def test_what_is_taken_of_an_input_is_told_by_a_plan_too(plan):
 def test_what_a_run_would_refuse_is_refused(plan, hyvideo):
     given = ["--input-latents", "in.safetensors"]
     save_file(TinyVAE(TinyVAEConfig((8, 6, 4, 4))).state_dict(), "taehv.safetensors")
+    decoder = {name: part for name, part in load_file(assets.VAE).items() if name.startswith(("decoder.", "post_"))}
+    save_file(decoder, "decoder.safetensors", {"hyvideo.config": '{"norm_groups": 4}'})
     for words in (
         [*given, "--frames", 1],
         [*given, "--width", 32],
         ["--input-video", "in.mp4", "--vae", "taehv.safetensors"],
+        ["--input-video", "in.mp4", "--vae", "decoder.safetensors"],
         ["--clip", assets.LLM],
     ):
         planned, made = plan(*words, *CARD), hyvideo("generate", "a circle", *FILES, *words)
