@@ -21,7 +21,7 @@ from benchmarks.rows import OURS, Options, Row
 from benchmarks.transformer import build
 from hyvideo_lib.checkpoint.lora_layers import adaptable_layers
 from hyvideo_lib.lora import LowRank
-from hyvideo_lib.lora.attaching import LinearAdapter
+from hyvideo_lib.lora.adapters import LinearAdapter
 from hyvideo_lib.lora.update import Update
 from hyvideo_lib.transformer import HunyuanVideoTransformer, LeanConfig, TransformerConfig
 from hyvideo_lib.transformer.modulation import Condition

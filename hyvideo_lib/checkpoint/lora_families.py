@@ -16,7 +16,7 @@ from .lora_layers import MODULE_NAMES, RELEASED
 from .lora_match import Hit, match_modules
 from .lora_models import FLUX
 from .lora_resolve import match_names, resolve
-from .lora_sizes import PATCH, misfit, plain_modules, widths
+from .lora_sizes import PATCH, likely_width, misfit, sized_modules
 from .lora_tensors import ALPHA, DOWN, HADA, Split, method_names, refused_method, split_name
 from .lora_told import told_model
 from .read import Header
@@ -99,12 +99,11 @@ def match_lora(header: Header) -> tuple[Match, LoraFacts] | None:
 def _complaint(header: Header, facts: LoraFacts) -> str:
     """Why the loader refuses a LoRA for HunyuanVideo; empty if it does not."""
     hits = match_modules([split.stem for name in header.tensors if (split := split_name(name))], RELEASED)
-    plain = plain_modules(header, hits)
-    width = next((width for width, _ in widths(plain).most_common(1)), RELEASED.hidden_size)
+    sized = sized_modules(header, hits)
     try:
-        if width != RELEASED.hidden_size:
+        if likely_width(sized) != RELEASED.hidden_size:
             match_names(header, RELEASED)
-            return misfit(plain)
+            return misfit(sized)
         resolve(header, replace(RELEASED, in_channels=facts.in_channels or RELEASED.in_channels))
     except BadInput as error:
         return str(error)

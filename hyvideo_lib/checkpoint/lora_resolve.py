@@ -14,14 +14,13 @@ from ..errors import FileUnreadable, UnsupportedFile
 from ..transformer import TransformerConfig
 from .lora_layers import RELEASED, LayerSize, Place, layer_sizes
 from .lora_match import Hit, match_modules
-from .lora_roles import METHODS, Extent, fits_magnitude, flat, methods_of
+from .lora_roles import METHODS, Extent, fits_magnitude, flat, methods_of, stored_dtypes
 from .lora_tensors import (
     ALPHA,
     BIAS_DIFF,
     DIFF,
     DOWN,
     MAGNITUDE,
-    OFT_SCALED,
     UP,
     UP_BIAS,
     refused_method,
@@ -32,10 +31,6 @@ from .read import Header, TensorInfo
 
 __all__ = ["RELEASED", "Module", "Resolved", "match_names", "resolve"]
 
-FLOATS = frozenset(("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"))
-NUMBERS = FLOATS | {"int64", "int32", "int16", "int8", "uint8", "bool"}
-_ALSO_WHOLE = frozenset((ALPHA, OFT_SCALED))
-"""Roles whose tensors may hold a whole number."""
 _LEAVES = {"weight": None, "scale": None, "bias": BIAS_DIFF}
 """Last words of parameters that a difference may name, and the role that it has then, if another one."""
 _BASE = ".base_layer."
@@ -212,7 +207,7 @@ def _check_shapes(module: Module, size: LayerSize, file: str) -> None:
     extent = module.extent(size)
     shapes = {role: info.shape for role, info in module.tensors.items()}
     for role, info in module.tensors.items():
-        if info.dtype not in (NUMBERS if role in _ALSO_WHOLE else FLOATS):
+        if info.dtype not in stored_dtypes(role):
             raise UnsupportedFile(
                 f"{file} stores {info.name} as {info.dtype}, but a LoRA holds floating-point numbers."
             )

@@ -30,6 +30,16 @@ from .lora_tensors import (
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
+Made = tuple[int | None, int | None]
+
+
+FLOATS = frozenset(("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"))
+NUMBERS = FLOATS | {"int64", "int32", "int16", "int8", "uint8", "bool"}
+
+
+def stored_dtypes(role: str) -> frozenset[str]:
+    """What a tensor of that role may be stored as: matrices in floating-point numbers, alpha in any."""
+    return NUMBERS if role in (ALPHA, OFT_SCALED) else FLOATS
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,14 @@ class Method:
     """One way of changing a matrix. needs, takes: roles that must and may be there; is_whole: whether they suffice.
 
     rank: what alpha is divided by, of the shapes; None where there is nothing to divide. fits: whether shapes make a
-    matrix of that extent.
+    matrix of that extent. made: rows and columns that shapes are of, each None where they do not tell.
     """
 
     needs: frozenset[str]
     takes: frozenset[str]
     rank: Callable[[Shapes], int | None]
     fits: Callable[[Shapes, Extent], bool]
+    made: Callable[[Shapes], Made]
     is_whole: Callable[[frozenset[str]], bool] = bool
 
 
@@ -176,14 +187,62 @@ def _no_rank(shapes: Shapes) -> None:
     return None
 
 
+def _size(shapes: Shapes, role: str, dim: int) -> int | None:
+    """One dimension of a tensor that counts as a matrix."""
+    shape = flat(shapes.get(role, ()))
+    return shape[dim] if dim < len(shape) else None
+
+
+def _made_lora(shapes: Shapes) -> Made:
+    return _size(shapes, UP, 0), _size(shapes, DOWN, 1)
+
+
+def _made_tucker_lora(shapes: Shapes) -> Made:
+    columns = _size(shapes, DOWN, 1)
+    return _size(shapes, UP, 0), None if columns is None else columns * math.prod(shapes[MID][2:])
+
+
+def _made_loha(shapes: Shapes) -> Made:
+    if HADA_CORES[0] not in shapes:
+        return _size(shapes, HADA[0], 0), _size(shapes, HADA[1], 1)
+    columns = _size(shapes, HADA[1], 1)
+    return _size(shapes, HADA[0], 1), None if columns is None else columns * math.prod(shapes[HADA_CORES[0]][2:])
+
+
+def _made_lokr(shapes: Shapes) -> Made:
+    sides = _sides(shapes)
+    return (sides[0][0] * sides[1][0], sides[0][1] * sides[1][1]) if sides else (None, None)
+
+
+def _made_oft_outputs(shapes: Shapes) -> Made:
+    blocks = shapes[OFT_BLOCKS]
+    return blocks[0] * blocks[1] if len(blocks) == 3 else None, None
+
+
+def _made_oft_inputs(shapes: Shapes) -> Made:
+    vectors = shapes[OFT_R]
+    size = block_size_of(vectors[1]) if len(vectors) == 2 else 0
+    return None, vectors[0] * size if size and vectors[0] > 1 else None
+
+
+def _made_whole(shapes: Shapes) -> Made:
+    return _size(shapes, DIFF, 0), _size(shapes, DIFF, 1)
+
+
 METHODS: Mapping[str, Method] = {
-    "LoRA": Method(frozenset((DOWN, UP)), frozenset(), _first(DOWN), _fits_lora),
-    "LoRA with a Tucker core": Method(frozenset((DOWN, MID, UP)), frozenset(), _first(DOWN), _fits_tucker_lora),
-    "LoHa": Method(frozenset(HADA), frozenset(HADA_CORES), _first(HADA[1]), _fits_loha),
-    "LoKr": Method(frozenset(), frozenset(LOKR), _lokr_rank, _fits_lokr, _has_both_sides),
-    "OFT of outputs": Method(frozenset((OFT_BLOCKS,)), frozenset((RESCALE,)), _no_rank, _fits_oft_outputs),
-    "OFT of inputs": Method(frozenset((OFT_R,)), frozenset((OFT_SCALED,)), _no_rank, _fits_oft_inputs),
-    "whole difference": Method(frozenset((DIFF,)), frozenset(), _no_rank, _fits_whole),
+    "LoRA": Method(frozenset((DOWN, UP)), frozenset(), _first(DOWN), _fits_lora, _made_lora),
+    "LoRA with a Tucker core": Method(
+        frozenset((DOWN, MID, UP)), frozenset(), _first(DOWN), _fits_tucker_lora, _made_tucker_lora
+    ),
+    "LoHa": Method(frozenset(HADA), frozenset(HADA_CORES), _first(HADA[1]), _fits_loha, _made_loha),
+    "LoKr": Method(frozenset(), frozenset(LOKR), _lokr_rank, _fits_lokr, _made_lokr, _has_both_sides),
+    "OFT of outputs": Method(
+        frozenset((OFT_BLOCKS,)), frozenset((RESCALE,)), _no_rank, _fits_oft_outputs, _made_oft_outputs
+    ),
+    "OFT of inputs": Method(
+        frozenset((OFT_R,)), frozenset((OFT_SCALED,)), _no_rank, _fits_oft_inputs, _made_oft_inputs
+    ),
+    "whole difference": Method(frozenset((DIFF,)), frozenset(), _no_rank, _fits_whole, _made_whole),
 }
 """The methods that are applied, by name. DoRA goes around any of them."""
 

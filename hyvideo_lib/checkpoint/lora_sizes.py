@@ -12,97 +12,112 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .header import TensorInfo
-from .lora_layers import RELEASED, Place, layer_sizes
+from .lora_layers import RELEASED, LayerSize, Place, layer_sizes
 from .lora_match import Hit
-from .lora_roles import flat
-from .lora_tensors import ALPHA, BIAS_DIFF, DIFF, DOWN, UP, split_name
+from .lora_roles import METHODS, Extent, methods_of, stored_dtypes
+from .lora_tensors import ALPHA, split_name
 from .read import Header
 
 PATCH = "img_in.proj"
 
 
 @dataclass(frozen=True)
-class PlainModule:
-    """The tensors of plain LoRA and of differences in a module that HunyuanVideo has, by role."""
+class SizedModule:
+    """A module of HunyuanVideo's with a matrix: its tensors by role, and the methods that these make up."""
 
     path: str
     place: Place
     tensors: Mapping[str, TensorInfo]
+    methods: tuple[str, ...]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {role: info.shape for role, info in self.tensors.items()}
+
+    @property
+    def made(self) -> list[tuple[int | None, int | None]]:
+        """Rows and columns that its tensors are of, as far as they tell; an entry for each method."""
+        shapes = self.shapes
+        return [METHODS[method].made(shapes) for method in self.methods]
 
 
-def plain_modules(header: Header, hits: Mapping[str, Hit]) -> list[PlainModule]:
-    """Those of matrices. hits: the layers of a header's modules, by `lora_match.match_modules`."""
+def sized_modules(header: Header, hits: Mapping[str, Hit]) -> list[SizedModule]:
+    """hits: the layers of a header's modules, by `lora_match.match_modules`."""
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, info in header.tensors.items():
         parts = split_name(name)
-        if parts and parts.stem in hits and parts.role in (DOWN, UP, DIFF, BIAS_DIFF, ALPHA):
+        if parts and parts.stem in hits:
             found.setdefault(parts.stem, {})[parts.role] = info
     sizes = layer_sizes(RELEASED)
     return [
-        PlainModule(path, hits[path].place, tensors)
+        SizedModule(path, hits[path].place, tensors, tuple(methods_of(tuple(tensors))))
         for path, tensors in found.items()
-        if tensors.keys() - {ALPHA} and not sizes[hits[path].place.layer].is_vector
+        if not sizes[hits[path].place.layer].is_vector
     ]
 
 
-def widths(modules: Iterable[PlainModule]) -> Counter[int]:
-    """How wide the model is, by each size of the LoRA that tells it; the commonest answer is the likeliest."""
+def widths(modules: Iterable[SizedModule]) -> Counter[int]:
+    """How wide the model is, by each size of the LoRA that tells it, and how many of them say so."""
     counts = Counter[int]()
     for module in modules:
-        for role, wanted in _wanted(module, RELEASED.hidden_size).items():
-            found = flat(module.tensors[role].shape) if role in module.tensors else ()
-            for size, released in zip(found, wanted, strict=False):
-                if released and released % RELEASED.hidden_size == 0:
-                    counts[size * RELEASED.hidden_size // released] += 1
+        released = _released(module)
+        for made in module.made:
+            for size, whole in zip(made, released, strict=True):
+                if size and whole % RELEASED.hidden_size == 0 and size * RELEASED.hidden_size % whole == 0:
+                    counts[size * RELEASED.hidden_size // whole] += 1
     return counts
 
 
-def misfit(modules: Iterable[PlainModule]) -> str:
+def likely_width(modules: Iterable[SizedModule]) -> int:
+    """The commonest answer, of equals the released model's; that, too, where nothing tells."""
+    counts = widths(modules)
+    released = RELEASED.hidden_size
+    return max(counts, key=lambda width: (counts[width], width == released), default=released)
+
+
+def misfit(modules: Iterable[SizedModule]) -> str:
     """The first thing in a LoRA that fits no HunyuanVideo of whatever width, in sentences; empty if all fits."""
     modules = list(modules)
-    common = widths(modules).most_common(1)
-    width = common[0][0] if common else RELEASED.hidden_size
+    width = likely_width(modules)
     for module in modules:
-        if complaint := _shaped(module, width):
+        if complaint := _stored(module) or _shaped(module, width):
             return complaint
     return _overlap(modules)
 
 
-def _wanted(module: PlainModule, width: int) -> dict[str, tuple[int | None, ...]]:
-    """The shapes that the tensors of a module have in a model of some width. None: any size; 0: the rank."""
-
-    def scaled(size: int) -> int | None:
-        if width == RELEASED.hidden_size:
-            return size
-        return size * width // RELEASED.hidden_size if size % RELEASED.hidden_size == 0 else None
-
-    out = scaled(module.place.stop - module.place.start)
-    columns = layer_sizes(RELEASED)[module.place.layer].in_features
-    into = None if module.place.layer == PATCH else scaled(columns)  # forms of the model take more channels
-    return {DOWN: (0, into), UP: (out, 0), DIFF: (out, into), BIAS_DIFF: (out,)}
+def _released(module: SizedModule) -> tuple[int, int]:
+    """Rows and columns of the module in the released model."""
+    return module.place.stop - module.place.start, layer_sizes(RELEASED)[module.place.layer].in_features
 
 
-def _shaped(module: PlainModule, width: int) -> str:
-    rank = next(iter(module.tensors[DOWN].shape), 0) if DOWN in module.tensors else 0
-    for role, wanted in _wanted(module, width).items():
-        if role not in module.tensors:
-            continue
-        info = module.tensors[role]
-        sizes = [rank if size == 0 else size for size in wanted]
-        found = flat(info.shape)
-        fits = len(found) == len(sizes) and all(size in (None, have) for size, have in zip(sizes, found, strict=True))
-        if not fits or not info.numel:
-            accepted = " x ".join("any" if size is None else str(size) for size in sizes)
-            return (
-                f"{info.name} is {' x '.join(map(str, info.shape)) or 'a number'}, but {module.place.layer} needs "
-                f"{accepted}: the LoRA was made for another model or variant."
-            )
-    if ALPHA in module.tensors and module.tensors[ALPHA].numel != 1:
-        return f"{module.tensors[ALPHA].name} is no single number. Download or save it again."
+def _stored(module: SizedModule) -> str:
+    for role, info in module.tensors.items():
+        if info.dtype not in stored_dtypes(role):
+            return f"It stores {info.name} as {info.dtype}, but a LoRA holds floating-point numbers."
+        if role == ALPHA and info.numel != 1:
+            return f"{info.name} is {list(info.shape)}, but needs one number. Download or save it again."
     return ""
 
 
-def _overlap(modules: list[PlainModule]) -> str:
+def _shaped(module: SizedModule, width: int) -> str:
+    """What does not fit in a model of that width, where that tells the size of the module's matrix."""
+
+    def scaled(size: int) -> int | None:
+        return size * width // RELEASED.hidden_size if size % RELEASED.hidden_size == 0 else None
+
+    rows, columns = map(scaled, _released(module))
+    for method, (own_rows, own_columns) in zip(module.methods, module.made, strict=True):
+        extent = Extent(rows or own_rows or 0, LayerSize(rows or 0, columns or own_columns or 0))
+        if not METHODS[method].fits(module.shapes, extent):
+            parts = ", ".join(f"{info.name} {' x '.join(map(str, info.shape))}" for info in module.tensors.values())
+            return (
+                f"Its {method} for {module.path} ({parts}) fits no HunyuanVideo {width} wide: it was made for another "
+                "model or variant."
+            )
+    return ""
+
+
+def _overlap(modules: list[SizedModule]) -> str:
     """A complaint if two modules speak of the same rows: the effect would double."""
     places = sorted(modules, key=lambda module: (module.place.layer, module.place.start))
     for first, second in pairwise(places):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .lora_layers import RELEASED
 from .lora_match import match_modules
 from .lora_models import I2V, Told, lora_model
-from .lora_sizes import plain_modules, widths
+from .lora_sizes import likely_width, sized_modules, widths
 from .lora_tensors import split_name
 from .read import Header
 
@@ -31,7 +31,7 @@ def told_model(header: Header) -> Told | None:
     stems = list(dict.fromkeys(parts.stem for name in header.tensors if (parts := split_name(name))))
     hits = match_modules(stems, RELEASED)
     bare = sorted(hits[stem].name if stem in hits else _bare(stem) for stem in stems)
-    told = lora_model(header.metadata, bare, widths(plain_modules(header, hits)).keys())
+    told = lora_model(header.metadata, bare, widths(sized_modules(header, hits)).keys())
     if told is None and any(hit.prefix == _I2V_PREFIX for hit in hits.values()):
         return Told(I2V, f"its modules are called {_I2V_PREFIX}..., as by Tencent's trainer for that model")
     return told
@@ -42,9 +42,9 @@ def lora_notes(header: Header) -> tuple[str, ...]:
     told = told_model(header)
     notes = [told.note] if told and told.note else []
     stems = [parts.stem for name in header.tensors if (parts := split_name(name))]
-    for width, _ in widths(plain_modules(header, match_modules(stems, RELEASED))).most_common(1):
-        if width != RELEASED.hidden_size:
-            notes.append(f"It is for a transformer {width} wide; the released one is {RELEASED.hidden_size} wide.")
+    width = likely_width(sized_modules(header, match_modules(stems, RELEASED)))
+    if width != RELEASED.hidden_size:
+        notes.append(f"It is for a transformer {width} wide; the released one is {RELEASED.hidden_size} wide.")
     return tuple(notes)
 
 

@@ -131,7 +131,8 @@ for node in asyncio.run(extension.get_node_list()):
 assert not [path for path in opened if path.endswith((".safetensors", ".json"))], opened
 assert not {{"transformers", "tokenizers", "safetensors"}} & set(sys.modules)
 assert not torch.cuda.is_initialized()
-late = "checkpoint. lora.read lora.attaching pipeline.stages pipeline.sampler quant. transformer.model".split()
+late = "checkpoint. lora.read lora.attaching lora.adapters quant. transformer.model".split()
+late += "pipeline.stages pipeline.sampler".split()
 own = [name.partition("hyvideo_lib.")[2] for name in sys.modules]
 assert not [name for name in own if name.startswith(tuple(late))]
 """

@@ -86,6 +86,23 @@ DIFFERENCES = {
     "diffusion_model.single_blocks.0.linear2.diff": torch.ones(3072, 15360, dtype=torch.float16),
     "diffusion_model.single_blocks.0.linear2.diff_b": torch.ones(3072),
 }
+LOKR = {
+    f"lora_unet_double_blocks_0_img_attn_qkv.{end}": torch.ones(shape)
+    for end, shape in {"lokr_w1": (96, 48), "lokr_w2_a": (96, 2), "lokr_w2_b": (2, 64), "alpha": ()}.items()
+}
+DORA = {
+    f"transformer.transformer_blocks.1.attn.to_v.{end}": torch.ones(shape)
+    for end, shape in {
+        "lora_A.default.weight": (2, 3072),
+        "lora_B.default.weight": (3072, 2),
+        "lora_magnitude_vector.default.weight": (3072,),
+    }.items()
+}
+OFT = {
+    "transformer.single_transformer_blocks.0.proj_out.oft_R.weight": torch.zeros(480, 496),
+    "lora_unet_single_blocks_3_linear2.oft_blocks": torch.zeros(96, 32, 32),
+    "diffusion_model.double_blocks.0.img_attn.norm.query_norm.w_norm": torch.ones(128),
+}
 SOURCES: dict[str, tuple[str, Callable[[], Mapping[str, Tensor]]]] = {
     **{
         f"transformer {name}": ("transformer", lambda change=change: change(golden("dit_tiny_t2v.weights")))
@@ -99,7 +116,12 @@ SOURCES: dict[str, tuple[str, Callable[[], Mapping[str, Tensor]]]] = {
     **{
         f"{kind} {name}": (kind, lambda kind=kind, change=change: change(text_files.weights_of(kind)))
         for kind in ("llama", "clip")
-        for name, change in (("plain", dict), ("fp8", text_files.fp8_cast))
+        for name, change in (
+            ("plain", dict),
+            ("fp8", text_files.fp8_cast),
+            ("scaled", text_files.comfyui_scaled),
+            ("quant", text_files.comfyui_quant),
+        )
     },
     "clip bare": ("clip", lambda: text_files.without_text_model(text_files.weights_of("clip"))),
     "lora kohya": ("lora", lambda: lora("lora_unet_", "tencent", KOHYA, has_alpha=True)),
@@ -107,6 +129,9 @@ SOURCES: dict[str, tuple[str, Callable[[], Mapping[str, Tensor]]]] = {
     "lora diffusers": ("lora", lambda: lora("transformer.", "diffusers", PEFT)),
     "lora bare": ("lora", lambda: lora("", "tencent", KOHYA)),
     "lora differences": ("lora", lambda: DIFFERENCES),
+    "lora of LoKr": ("lora", lambda: LOKR),
+    "lora of DoRA": ("lora", lambda: DORA),
+    "lora of OFT": ("lora", lambda: OFT),
 }
 
 
@@ -175,7 +200,18 @@ def retype(tensors: Tensors, metadata: dict[str, str], chance: random.Random) ->
         tensors[name] = torch.ones(tensors[name].shape).to(dtype)
 
 
-COMPANIONS = ["SCB", "absmax", "qweight", "wscales", "alpha"]
+COMPANIONS = [
+    "SCB",
+    "absmax",
+    "qweight",
+    "wscales",
+    "alpha",
+    "scale_weight",
+    "weight_scale",
+    "weight_scale_2",
+    "input_scale",
+]
+COMPANIONS += ["fp8_scale", "scale_input", "lokr_w1", "dora_scale", "lora_mid.weight", "diff", "set_weight"]
 
 
 def accompany(tensors: Tensors, metadata: dict[str, str], chance: random.Random) -> None:

@@ -250,7 +250,7 @@ def test_swapped_blocks_give_the_same_bits(save: Save) -> None:
 
 
 def test_tensors_come_to_the_device_once_a_run_and_go_with_it(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hyvideo_lib.lora.attaching import LinearAdapter
+    from hyvideo_lib.lora.adapters import LinearAdapter
 
     placed = []
     place = LinearAdapter._place

@@ -19,7 +19,7 @@ from torch import Tensor
 from hyvideo_lib.checkpoint.joined import JoinedLinear
 from hyvideo_lib.checkpoint.lora_layers import LayerSize
 from hyvideo_lib.lora import LoraUse, LowRank, attach, read_lora
-from hyvideo_lib.lora.attaching import LinearAdapter
+from hyvideo_lib.lora.adapters import LinearAdapter
 from hyvideo_lib.lora.blocks import BlockChoice
 from hyvideo_lib.lora.cost import Cost, cost_of
 from hyvideo_lib.lora.update import Update, Weighted

@@ -18,7 +18,7 @@ from hyvideo_lib.checkpoint.lora_roles import Extent, methods_of
 from hyvideo_lib.checkpoint.lora_tensors import ALPHA, MAGNITUDE, OFT_BLOCKS, split_name
 from hyvideo_lib.errors import FileUnreadable, UnsupportedFile
 from hyvideo_lib.lora import Lora, LoraUse, attach, read_lora
-from hyvideo_lib.lora.attaching import LinearAdapter
+from hyvideo_lib.lora.adapters import LinearAdapter
 from hyvideo_lib.lora.making import MAKERS, decomposed
 from hyvideo_lib.lora.update import Update
 from hyvideo_lib.memory import BlockSwap, Offloader

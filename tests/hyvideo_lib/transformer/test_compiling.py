@@ -14,7 +14,7 @@ from tiny_lora import make_layers
 from torch import Tensor
 
 from hyvideo_lib.errors import InvalidSetting
-from hyvideo_lib.lora.attaching import make_adapters
+from hyvideo_lib.lora.adapters import make_adapters
 from hyvideo_lib.lora.update import Update
 from hyvideo_lib.memory import BlockSwap, Offloader
 from hyvideo_lib.quant import install, quantize_fp8, use_product

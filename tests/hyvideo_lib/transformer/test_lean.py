@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hyvideo_lib.attention import api, attend
 from hyvideo_lib.checkpoint.joined import join_linear
-from hyvideo_lib.lora.attaching import make_adapters
+from hyvideo_lib.lora.adapters import make_adapters
 from hyvideo_lib.lora.update import Update
 from hyvideo_lib.memory.dry_run import count_peak
 from hyvideo_lib.quant import install, quantize_fp8
