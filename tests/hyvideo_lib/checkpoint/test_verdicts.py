@@ -200,18 +200,8 @@ def retype(tensors: Tensors, metadata: dict[str, str], chance: random.Random) ->
         tensors[name] = torch.ones(tensors[name].shape).to(dtype)
 
 
-COMPANIONS = [
-    "SCB",
-    "absmax",
-    "qweight",
-    "wscales",
-    "alpha",
-    "scale_weight",
-    "weight_scale",
-    "weight_scale_2",
-    "input_scale",
-]
-COMPANIONS += ["fp8_scale", "scale_input", "lokr_w1", "dora_scale", "lora_mid.weight", "diff", "set_weight"]
+STORED_BESIDE = ("SCB", "absmax", "qweight", "wscales", "scale_weight", "weight_scale", "weight_scale_2", "input_scale")
+COMPANIONS = (*STORED_BESIDE, "fp8_scale", "scale_input", "alpha", "lokr_w1", "dora_scale", "diff", "set_weight")
 
 
 def accompany(tensors: Tensors, metadata: dict[str, str], chance: random.Random) -> None:
