@@ -37,10 +37,15 @@ def told_model(header: Header) -> Told | None:
     return told
 
 
-def lora_notes(header: Header) -> tuple[str, ...]:
+def training_notes(header: Header) -> tuple[str, ...]:
     """What to say of a LoRA that loads although it was trained on something else."""
     told = told_model(header)
-    notes = [told.note] if told and told.note else []
+    return (told.note,) if told and told.note else ()
+
+
+def lora_notes(header: Header) -> tuple[str, ...]:
+    """The same, and the width of the transformer that it is for, where that is not the released one's."""
+    notes = [*training_notes(header)]
     stems = [parts.stem for name in header.tensors if (parts := split_name(name))]
     width = likely_width(sized_modules(header, match_modules(stems, RELEASED)))
     if width != RELEASED.hidden_size:

@@ -16,6 +16,7 @@ import torch
 from ..atomic import check_output, whole_file
 from ..checkpoint.examine import Findings, examine
 from ..checkpoint.folder import map_header, open_header
+from ..checkpoint.keymaps import COMPANIONS
 from ..checkpoint.scale_map import map_beside, read_scale_map
 from ..checkpoint.variants import KIND_NAMES
 from ..checkpoint.write import write_safetensors
@@ -106,7 +107,8 @@ def merge_lora(
                 "Choose a larger strength, or another --storage. Nothing was written."
             )
     changed = [piece for piece in pieces if piece.changes]
-    stored = sorted({str(piece.dtype).removeprefix("torch.") for piece in changed})
+    numbers = (piece for piece in changed if piece.name.rpartition(".")[2] not in COMPANIONS)
+    stored = sorted({str(piece.dtype).removeprefix("torch.") for piece in numbers})
     return Merged(target, len(pieces), len(changed), tuple(merged), use.lora.coverage, merger.loss.share, tuple(stored))
 
 

@@ -16,7 +16,7 @@ from ..checkpoint.lora_layers import MODULE_NAMES, layer_sizes
 from ..checkpoint.lora_resolve import RELEASED, Module, Resolved, match_names, resolve
 from ..checkpoint.lora_roles import Extent
 from ..checkpoint.lora_tensors import ALPHA, BIAS_DIFF, MAGNITUDE, OFT_BLOCKS, UP_BIAS, method_names
-from ..checkpoint.lora_told import lora_notes
+from ..checkpoint.lora_told import training_notes
 from ..checkpoint.read import Header, map_tensors, read_header
 from ..errors import UnsupportedFile
 from ..transformer import TransformerConfig
@@ -67,7 +67,7 @@ def read_lora(path: str | Path, config: TransformerConfig) -> Lora:
         replace(
             _report(header, resolved, updates, len(sizes)),
             alpha_sources=tuple(reader.stated_by),
-            notes=(*lora_notes(header), *reader.scales.notes),
+            notes=(*training_notes(header), *reader.scales.notes),
         ),
     )
 

@@ -153,9 +153,9 @@ def test_a_handle_s_description_names_its_loras(pack, use):
         ({"strength": float("nan")}, "strength"),
         ({"blocks": "doubles"}, "choice of blocks"),
         ({"file": "broken.safetensors"}, "broken.safetensors"),
-        ({"file": "wan.safetensors"}, "None of the 1 tensors"),
+        ({"file": "wan.safetensors"}, "for another model, Wan"),
         ({"file": "lokr.safetensors"}, "do not make a whole of any method"),
-        ({"file": "flux.safetensors"}, "a LoRA for FLUX"),
+        ({"file": "flux.safetensors"}, "for another model, Flux"),
         ({"file": "transformer.safetensors"}, "transformer.safetensors is no LoRA"),
     ],
 )
