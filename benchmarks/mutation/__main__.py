@@ -30,7 +30,8 @@ RECOGNISER = (
     *(f"{TESTS}/checkpoint/test_{name}.py" for name in ("detect", "recogniser")),
 )
 LORA = (
-    *(f"{TESTS}/lora/test_{name}.py" for name in ("families", "names", "read")),
+    *(f"{TESTS}/checkpoint/test_lora_{name}.py" for name in ("tensors", "match", "layers", "sizes")),
+    f"{TESTS}/lora/test_read.py",
     "tests/properties/test_lora_names.py",
 )
 MODULES: Mapping[str, Sequence[str]] = {
@@ -41,7 +42,8 @@ MODULES: Mapping[str, Sequence[str]] = {
         "tests/properties/test_keymaps.py",
     ),
     **{f"checkpoint/{name}": RECOGNISER for name in ("detect", "examine", "layout", "variants")},
-    **{f"lora/{name}": LORA for name in ("names", "families", "read")},
+    **{f"checkpoint/lora_{name}": LORA for name in ("tensors", "match", "layers", "resolve")},
+    "lora/read": LORA,
 }
 """What is mutated, and the tests that should notice, the quickest first."""
 AIM = 0.85

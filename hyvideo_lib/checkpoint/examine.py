@@ -23,6 +23,7 @@ from .parts import Part, find_parts
 from .read import Header
 from .schemes import file_scheme, is_companion, packed_refusal, storage_notes, storage_refusal
 from .sizes import METADATA_KEY
+from .spelling import respellings
 from .variants import KIND_NAMES, LAYOUTS
 
 SHOWN = 10  # names listed of each complaint
@@ -83,6 +84,13 @@ def examine(header: Header, config: Any = None, kinds: Collection[str] = ()) -> 
     if lora is not None:
         match, facts = lora
         return Findings(header, header, match, facts, file_scheme(header), match.layout.refusal)
+    findings = _examine_model(header, config, kinds)
+    others = (_examine_model(other, config, kinds) for other in respellings(header)) if findings.reason else ()
+    return next((found for found in others if not found.reason), findings)
+
+
+def _examine_model(header: Header, config: Any, kinds: Collection[str]) -> Findings:
+    """`examine` for a file that is no LoRA, its names as they are."""
     parts = find_parts(header, LAYOUTS)
     if not parts:
         known = ", ".join(KIND_NAMES[kind] for kind in (*BLUEPRINTS, "lora"))
