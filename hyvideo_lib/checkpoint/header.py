@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO
 
 from ..errors import FileMissing, FileTruncated, FileUnreadable
@@ -61,13 +60,6 @@ class Header:
         """Shape of a tensor, or None if the file has no such tensor."""
         info = self.tensors.get(name)
         return info.shape if info else None
-
-    def without_prefix(self, prefix: str) -> Header:
-        """Only the tensors whose names begin with `prefix`, under their names without it."""
-        if not prefix:
-            return self
-        tensors = {name.removeprefix(prefix): info for name, info in self.tensors.items() if name.startswith(prefix)}
-        return replace(self, tensors=MappingProxyType(tensors))
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -53,17 +53,6 @@ def wrappers_in(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def shared_prefix(names: Iterable[str]) -> str:
-    """The words, each with its dot, that all names begin with; empty if there are none. A last word is no prefix."""
-    paths = [name.split(".")[:-1] for name in names]
-    if not paths:
-        return ""
-    low, high = min(paths), max(paths)
-    count = next((place for place, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), None)
-    words = low[:count] if count is not None else low[: len(high)]
-    return "".join(f"{word}." for word in words)
-
-
 def prefix_before(name: str, rest: str) -> str:
     """What stands in a name before the words of `rest`, among which wrappers' words may stand; empty for nothing."""
     words, wanted = name.split("."), rest.split(".")

@@ -92,13 +92,6 @@ def spans(first: int, last: int, width: int) -> Iterator[tuple[int, int]]:
         yield low, min(low + step, last)
 
 
-def whole(change: Change, base: BaseFn) -> Tensor:
-    """All rows of what is added at strength 1, [rows, in] float32."""
-    rows, width = change.shape
-    ready = change.prepared(base)
-    return torch.cat([ready.delta(low, high, base) for low, high in spans(0, rows, width)])
-
-
 @dataclass(frozen=True, eq=False)
 class Whole(Change):
     """A difference as it is: diff [rows, in], of any float dtype."""
@@ -117,7 +110,7 @@ class Whole(Change):
 
 
 @dataclass(frozen=True, eq=False)
-class _Around(Change):
+class Around(Change):
     """A change made of another one."""
 
     inner: Change
@@ -142,7 +135,7 @@ class _Around(Change):
 
 
 @dataclass(frozen=True, eq=False)
-class SwappedHalves(_Around):
+class SwappedHalves(Around):
     """A change of a file that has the two halves of the rows the other way round."""
 
     def delta(self, first: int, last: int, base: BaseFn) -> Tensor:

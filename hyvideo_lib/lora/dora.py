@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .change import BaseFn, Change, _Around, spans
+from .change import Around, BaseFn, Change, spans
 
 _TINY = torch.finfo(torch.float32).eps
 """Added to lengths, as the trainers do."""
 
 
 @dataclass(frozen=True, eq=False)
-class Decomposed(_Around):
+class Decomposed(Around):
     """inner, and the lengths that it is brought to: magnitude [rows, 1] or [1, in], of any float dtype.
 
     factors: magnitude over the lengths of the columns, [1, in] float32, once that is known.

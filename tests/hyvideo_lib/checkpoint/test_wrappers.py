@@ -6,7 +6,6 @@ from hyvideo_lib.checkpoint.wrappers import (
     Beginnings,
     find_twins,
     prefix_before,
-    shared_prefix,
     strip_wrappers,
     wrappers_in,
 )
@@ -39,20 +38,6 @@ def test_two_names_that_become_one_are_found() -> None:
 
 def test_the_words_that_were_dropped_are_told() -> None:
     assert wrappers_in(["a.module.b", "_orig_mod.c", "d.inner"]) == ("_orig_mod", "module")
-
-
-@pytest.mark.parametrize(
-    ("names", "prefix"),
-    [
-        (["net.a.b", "net.a.c"], "net.a."),
-        (["net.a.b", "net.c"], "net."),
-        (["net.a", "other.a"], ""),
-        (["a", "a.b"], ""),
-        ([], ""),
-    ],
-)
-def test_what_all_names_share_is_their_prefix(names: list[str], prefix: str) -> None:
-    assert shared_prefix(names) == prefix
 
 
 def test_a_prefix_is_found_before_words_among_which_wrappers_stand() -> None:
