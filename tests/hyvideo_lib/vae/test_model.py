@@ -197,8 +197,9 @@ def test_the_input_is_left_as_it_was_and_no_gradient_is_kept(tiles: Tiles | None
 def test_training_passes_have_gradients_and_the_numbers_of_inference() -> None:
     vae, latents, video = tiny_vae(), make_latents(2), make_video(5)
     pixels, moments = vae.pixels(latents), vae.moments(video)
-    assert relative_error(pixels, vae.decode(latents)) <= 1e-6
-    assert relative_error(moments.chunk(2, dim=1)[0], vae.encode(video).mean) <= 1e-6
+    # Other kernels run under gradients; some thirty convolutions in a row make 1.01e-6 of it on some processors.
+    assert relative_error(pixels, vae.decode(latents)) <= 3e-6
+    assert relative_error(moments.chunk(2, dim=1)[0], vae.encode(video).mean) <= 3e-6
     (pixels.square().mean() + moments.square().mean()).backward()
     for name, parameter in vae.named_parameters():
         assert parameter.grad is not None, name
