@@ -85,7 +85,8 @@ def examine(header: Header, config: Any = None, kinds: Collection[str] = ()) -> 
         match, facts = lora
         return Findings(header, header, match, facts, file_scheme(header), match.layout.refusal)
     findings = _examine_model(header, config, kinds)
-    others = (_examine_model(other, config, kinds) for other in respellings(header)) if findings.reason else ()
+    is_known = not findings.reason or bool(findings.match and findings.match.layout.refusal)
+    others = () if is_known else (_examine_model(other, config, kinds) for other in respellings(header))
     return next((found for found in others if not found.reason), findings)
 
 

@@ -37,11 +37,22 @@ def respellings(header: Header) -> Iterator[Header]:
         return
     dropped = _shared_words(header.tensors)
     for layout in MODULE_NAMES:
-        names = {name: _respell(name, _layers(layout), dropped) for name in header.tensors}
+        found = {name: _find_layer(name, _layers(layout), dropped) for name in header.tensors}
+        prefixes = sorted({hit[0] for hit in found.values() if hit and hit[0]}, key=len, reverse=True)
+        names = {name: ".".join([*hit[0], hit[1]]) if hit else _behind(name, prefixes) for name, hit in found.items()}
         is_other = any(name != other for name, other in names.items())
         if is_other and len(set(names.values())) == len(names):
             tensors = {names[name]: info for name, info in header.tensors.items()}
             yield replace(header, tensors=MappingProxyType(tensors))
+
+
+def _behind(name: str, prefixes: Iterable[Key]) -> str:
+    """A name that is no layer's, with its prefix spelled as the layers have it: it stays the same model's."""
+    words = list(_WORD.finditer(name))
+    for prefix in prefixes:
+        if len(words) > len(prefix) and tuple(word[0] for word in words[: len(prefix)]) == prefix:
+            return ".".join([*prefix, name[words[len(prefix)].start() :]])
+    return name
 
 
 @lru_cache(maxsize=4)
@@ -82,17 +93,17 @@ def _shared_words(names: Iterable[str]) -> frozenset[str]:
     return frozenset(word for word, count in counts.items() if count == total)
 
 
-def _respell(name: str, layers: Mapping[Key, str], dropped: frozenset[str]) -> str:
-    """The name with its layer's own spelling; as it is if it ends in none."""
+def _find_layer(name: str, layers: Mapping[Key, str], dropped: frozenset[str]) -> tuple[Key, str] | None:
+    """(words before a layer's name, the tensor's name in the layer's own spelling); None if it is no layer's."""
     module, _, leaf = name.rpartition(".")
     if leaf not in _LEAVES:
         module, _, leaf = name.rpartition("_")
-    words = [word for word in _WORD.findall(module) if word not in dropped]
+    words = _WORD.findall(module)
     if leaf not in _LEAVES:
-        return name
-    for place in range(len(words)):
-        template = layers.get(_key(words[place:]))
+        return None
+    for place, first in enumerate(words):
+        rest = [word for word in words[place:] if word not in dropped]
+        template = None if first in dropped else layers.get(_key(rest))
         if template is not None and words[place - 1 : place] != [_PART_OF_A_NAME]:
-            spelled = template.format(*(word for word in words[place:] if word.isdigit()))
-            return ".".join([*words[:place], spelled, leaf])
-    return name
+            return tuple(words[:place]), f"{template.format(*(word for word in rest if word.isdigit()))}.{leaf}"
+    return None

@@ -65,13 +65,27 @@ def test_so_are_the_text_encoders(kind: str, tmp_path: Path) -> None:
     load_text_encoder(path, tokenizer)
 
 
+def test_what_is_no_layer_stays_with_its_model(tmp_path: Path) -> None:
+    """Else a tensor of another model of the family would count as something else in the file, and be left alone."""
+    tensors = {
+        f"a_b_{name.replace('.', '_')}": tensor.clone() for name, tensor in golden("dit_tiny_t2v.weights").items()
+    }
+    path = tmp_path / "x.safetensors"
+    save_file(
+        tensors | {"a_b_audio_proj_weight": torch.zeros(2)}, path, {"hyvideo.config": '{"rope_axes": [4, 10, 10]}'}
+    )
+    assert not inspect_file(path).supported
+    save_file(tensors, path, {"hyvideo.config": '{"rope_axes": [4, 10, 10]}'})
+    assert inspect_file(path).supported
+
+
 def test_a_word_that_all_blocks_share_is_dropped() -> None:
     header = header_of(
         ["m.double_blocks.0.zzz.img_mlp.fc1.weight", "m.single_blocks.1.zzz.linear1.bias", "m.img_in.x", "n.x.1.y"][:3]
     )
     assert list(next(respellings(header)).tensors) == [
-        "double_blocks.0.img_mlp.fc1.weight",
-        "single_blocks.1.linear1.bias",
+        "m.double_blocks.0.img_mlp.fc1.weight",
+        "m.single_blocks.1.linear1.bias",
         "m.img_in.x",
     ]
 
