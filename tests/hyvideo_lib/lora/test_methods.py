@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tiny import TRANSFORMER, relative_error, tiny_transformer, transformer_inpu
 from torch import Tensor
 
 from hyvideo_lib.checkpoint import lora_roles
+from hyvideo_lib.checkpoint.joined import JoinedLinear
 from hyvideo_lib.checkpoint.lora_layers import LayerSize, layer_places, layer_sizes
 from hyvideo_lib.checkpoint.lora_roles import Extent, methods_of
 from hyvideo_lib.checkpoint.lora_tensors import ALPHA, MAGNITUDE, OFT_BLOCKS, split_name
@@ -22,10 +24,11 @@ from hyvideo_lib.lora.adapters import LinearAdapter
 from hyvideo_lib.lora.making import MAKERS, decomposed
 from hyvideo_lib.lora.update import Update
 from hyvideo_lib.memory import BlockSwap, Offloader
-from hyvideo_lib.quant import PRODUCTS, plain_fp8_state_dict
+from hyvideo_lib.quant import PRODUCTS, install, plain_fp8_state_dict, quantize_fp8
 from hyvideo_lib.transformer import HunyuanVideoTransformer
 from hyvideo_lib.transformer.loan import on_loan
 from hyvideo_lib.transformer.ops import Linear
+from tests.hyvideo_lib.checkpoint import text_files
 
 Save = Callable[..., Path]
 HIDDEN = TRANSFORMER.hidden_size
@@ -156,7 +159,7 @@ def test_beside_products_in_8_bits_the_change_is_whole(save: Save, method: str) 
 
 def adapter_for(layer: Linear, case: Case) -> LinearAdapter:
     """An adapter of a case alone."""
-    size = LayerSize(*layer.weight.shape)
+    size = LayerSize(layer.out_features, layer.in_features)
     tensors = {split.role: tensor for end, tensor in case.tensors.items() if (split := split_name(f"x{end}"))}
     (name,) = methods_of(tuple(tensors))
     extent = Extent(size.out_features, size)
@@ -268,6 +271,50 @@ def test_in_fp8_the_change_is_of_the_stored_weight(save: Save, method: str) -> N
     with torch.no_grad(), attach(stored, [use]):
         inputs = transformer_inputs(latent_shape=(11, 8, 8))
         assert relative_error(stored(**inputs), expected(**inputs)) <= 5e-6
+
+
+def stored_linears(weight: Tensor) -> dict[str, Linear]:
+    """A Linear of about that weight [out, in] in each storage that is not a dtype alone."""
+    state = {"x.weight": weight, "x.bias": torch.zeros(len(weight))}
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    int8 = {**state, "x.weight": (weight / scale).round().to(torch.int8), "x.weight_scale": scale}
+    fp8, fp8_scale = quantize_fp8(weight)
+    quant = [json.dumps({"format": "int8_tensorwise", **more}).encode() for more in ({}, TURNED)]
+    described = [{**int8, "x.comfy_quant": torch.tensor(list(text), dtype=torch.uint8)} for text in quant]
+    schemes = {
+        "fp8 with a scale": ("fp8_scale", {**state, "x.weight": fp8, "x.fp8_scale": fp8_scale}),
+        "int8 with a scale for each row": ("comfyui_quant", described[0]),
+        "int8, rotated": ("comfyui_quant", described[1]),
+        "GGUF": ("gguf", {**state, "x.weight": text_files.q8_0(weight)[0]}),
+    }
+    made = {}
+    for name, (scheme, tensors) in schemes.items():
+        model = torch.nn.Module()
+        with torch.device("meta"):
+            model.x = Linear(weight.shape[1], weight.shape[0])
+        model.load_state_dict(install(model, tensors, scheme, dtypes={"x.weight": "q8_0"}), assign=True)
+        made[name] = model.x.requires_grad_(False)
+    parts = JoinedLinear(weight.shape[1], (32, len(weight) - 32)).requires_grad_(False)
+    parts.load_state_dict({"parts.0.weight": weight[:32], "parts.1.weight": weight[32:], "bias": state["x.bias"]})
+    return {**made, "parts": parts}
+
+
+TURNED = {"convrot": True, "convrot_groupsize": 16}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "storage", ["fp8 with a scale", "int8 with a scale for each row", "int8, rotated", "GGUF", "parts"]
+)
+def test_a_weight_of_every_storage_is_changed_as_what_it_stands_for(method: str, storage: str) -> None:
+    layer = stored_linears(numbers(96, 64, seed=0, size=0.1))[storage]
+    weight = layer.dense_weight(torch.float32)
+    case = lora_methods.make(method, weight)
+    layer.adapters = (adapter_for(layer, case),)
+    for tokens in (1, 2000):
+        x = numbers(1, tokens, 64, seed=5)
+        expected = x.double() @ (weight.double() + case.change(weight.double())).T
+        assert (layer(x) - expected).abs().max() <= 5e-6 * expected.abs().max()
 
 
 def test_a_products_own_bias_is_scaled_as_the_product(save: Save) -> None:
